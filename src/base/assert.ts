@@ -1,0 +1,16 @@
+/**
+ * Assertions: what must hold if the code is right. A failed one is a bug, never a state of the outside world,
+ * so it is no OperationError and nobody catches it to go on.
+ */
+export class AssertionError extends Error {
+  override readonly name = "AssertionError";
+}
+
+export function assert(condition: boolean, message: string): asserts condition {
+  if (!condition) throw new AssertionError(`bug: ${message}`);
+}
+
+/** For the default of an exhaustive switch. */
+export function unreachable(value: never): never {
+  throw new AssertionError(`bug: unexpected value ${String(value)}`);
+}
