@@ -1,0 +1,173 @@
+/**
+ * The local journal's structures: file header and record header. Pure, no I/O; little-endian.
+ *
+ * A journal is a row of files of JOURNAL_FILE_BYTES, numbered from 1. A position is a byte of that row:
+ * file number × JOURNAL_FILE_BYTES + offset; it is never used twice. Records never cross a file's end; the scan goes on
+ * in the next file when it meets a header of zeroes or the end.
+ *
+ * File header (one page, FILE_HEADER_BYTES)
+ *   offset size field
+ *        0    4 magic "S3BJ"
+ *        4    2 version, 1
+ *        6    2 zero
+ *        8   16 volume uid
+ *       24   16 journal id
+ *       40    8 file number
+ *       48    8 sequence of the first record of this file
+ *       56    4 chain: checksum of the record before it (0 where the journal begins here)
+ *       60    1 1 where the journal begins here: nothing before this file is to be read
+ *       61    3 zero
+ *       64    4 crc32 of bytes 0 … 64
+ *       68      zeroes up to 4096
+ *
+ * Record header (RECORD_HEADER_BYTES), then extents (RECORD_EXTENT_BYTES each), zeroes up to a multiple of 16, then the
+ * raw frames (frame.ts) of all data extents in order
+ *        0    4 crc32 of bytes 4 … end of the extents, continued from the checksum of the record before (the chain)
+ *        4    4 magic "S3JR"
+ *        8    8 sequence, one more than the record before
+ *       16    8 epoch under which it was written, never less than the record before
+ *       24    4 length of the record in bytes, a multiple of 16
+ *       28    2 extent count, 1 to 1024
+ *       30    2 zero
+ * Extent: 0 8 lba | 8 4 block count | 12 1 kind (0 data, 1 zeroes) | 13 3 zero
+ */
+import { crc32 } from "../../base/checksum.ts";
+import { OperationError } from "../../base/errors.ts";
+import { RAW_FRAME_BYTES } from "./frame.ts";
+
+export const JOURNAL_FILE_BYTES = 64 * 1024 * 1024;
+export const FILE_HEADER_BYTES = 4096;
+export const RECORD_HEADER_BYTES = 32;
+export const RECORD_EXTENT_BYTES = 16;
+const FILE_MAGIC = 0x4a423353;
+const RECORD_MAGIC = 0x524a3353;
+const VERSION = 1;
+const MAX_EXTENTS = 1024;
+const MAX_LBA = 2 ** 34;
+
+export const EXTENT_DATA = 0;
+export const EXTENT_ZERO = 1;
+
+export interface JournalFileHeader {
+  uid: string;
+  journalId: Buffer;
+  fileNumber: number;
+  firstSequence: number;
+  chain: number;
+  begins: boolean;
+}
+
+export function encodeFileHeader(header: JournalFileHeader): Buffer {
+  const bytes = Buffer.alloc(FILE_HEADER_BYTES);
+  bytes.writeUInt32LE(FILE_MAGIC, 0);
+  bytes.writeUInt16LE(VERSION, 4);
+  bytes.write(header.uid, 8, 16, "hex");
+  header.journalId.copy(bytes, 24, 0, 16);
+  bytes.writeBigUInt64LE(BigInt(header.fileNumber), 40);
+  bytes.writeBigUInt64LE(BigInt(header.firstSequence), 48);
+  bytes.writeUInt32LE(header.chain, 56);
+  bytes[60] = header.begins ? 1 : 0;
+  bytes.writeUInt32LE(crc32(bytes.subarray(0, 64)), 64);
+  return bytes;
+}
+
+/** The header, or undefined where the page holds none that is intact (a torn or never used file). */
+export function decodeFileHeader(bytes: Buffer): JournalFileHeader | undefined {
+  if (bytes.length < FILE_HEADER_BYTES || bytes.readUInt32LE(0) !== FILE_MAGIC) return undefined;
+  if (bytes.readUInt32LE(64) !== crc32(bytes.subarray(0, 64))) return undefined;
+  if (bytes.readUInt16LE(4) !== VERSION) {
+    throw new OperationError("corrupt", "the journal was written by a newer s3block: start that version on this node", {
+      context: { version: bytes.readUInt16LE(4) },
+    });
+  }
+  const fileNumber = Number(bytes.readBigUInt64LE(40));
+  const firstSequence = Number(bytes.readBigUInt64LE(48));
+  if (!Number.isSafeInteger(fileNumber) || !Number.isSafeInteger(firstSequence) || bytes[60] > 1) return undefined;
+  return {
+    uid: bytes.toString("hex", 8, 24),
+    journalId: Buffer.from(bytes.subarray(24, 40)),
+    fileNumber,
+    firstSequence,
+    chain: bytes.readUInt32LE(56),
+    begins: bytes[60] === 1,
+  };
+}
+
+/** Bytes of a record's head (header and extents, padded), before its frames. */
+export function recordHeadBytes(extentCount: number): number {
+  return (RECORD_HEADER_BYTES + extentCount * RECORD_EXTENT_BYTES + 15) & ~15;
+}
+
+/**
+ * Writes the head of a record with one extent at `at` of `target` and returns its checksum, the next record's chain.
+ * `blockCount` blocks from `lba`; frames follow where `kind` is EXTENT_DATA.
+ */
+export function encodeRecordHead(
+  target: Buffer,
+  at: number,
+  record: { sequence: number; epoch: number; lba: number; blockCount: number; kind: number; chain: number },
+): number {
+  const head = recordHeadBytes(1);
+  const data = record.kind === EXTENT_DATA ? record.blockCount * RAW_FRAME_BYTES : 0;
+  target.writeUInt32LE(RECORD_MAGIC, at + 4);
+  writeUint53(target, record.sequence, at + 8);
+  writeUint53(target, record.epoch, at + 16);
+  target.writeUInt32LE(head + data, at + 24);
+  target.writeUInt32LE(1, at + 28);
+  writeUint53(target, record.lba, at + 32);
+  target.writeUInt32LE(record.blockCount, at + 40);
+  target.writeUInt32LE(record.kind, at + 44);
+  const checksum = crc32(target.subarray(at + 4, at + head), record.chain);
+  target.writeUInt32LE(checksum, at);
+  return checksum;
+}
+
+/** One decoded record head; `extents` are few (one for a plain request). */
+export interface JournalRecord {
+  sequence: number;
+  epoch: number;
+  lengthBytes: number;
+  headBytes: number;
+  checksum: number;
+  extents: { lba: number; blockCount: number; kind: number }[];
+}
+
+/**
+ * Decodes the record head at the start of `bytes`; undefined where there is none that is intact and continues `chain`.
+ * Frames are not looked at.
+ */
+export function decodeRecordHead(bytes: Buffer, chain: number): JournalRecord | undefined {
+  if (bytes.length < RECORD_HEADER_BYTES || bytes.readUInt32LE(4) !== RECORD_MAGIC) return undefined;
+  const extentCount = bytes.readUInt16LE(28);
+  if (extentCount === 0 || extentCount > MAX_EXTENTS || bytes.readUInt16LE(30) !== 0) return undefined;
+  const headBytes = recordHeadBytes(extentCount);
+  if (bytes.length < headBytes) return undefined;
+  const checksum = bytes.readUInt32LE(0);
+  if (crc32(bytes.subarray(4, headBytes), chain) !== checksum) return undefined;
+  const record: JournalRecord = {
+    sequence: Number(bytes.readBigUInt64LE(8)),
+    epoch: Number(bytes.readBigUInt64LE(16)),
+    lengthBytes: bytes.readUInt32LE(24),
+    headBytes,
+    checksum,
+    extents: [],
+  };
+  let expectedBytes = headBytes;
+  for (let index = 0; index < extentCount; index += 1) {
+    const at = RECORD_HEADER_BYTES + index * RECORD_EXTENT_BYTES;
+    const extent = {
+      lba: Number(bytes.readBigUInt64LE(at)),
+      blockCount: bytes.readUInt32LE(at + 8),
+      kind: bytes.readUInt32LE(at + 12),
+    };
+    if (extent.kind > EXTENT_ZERO || extent.blockCount === 0 || extent.lba + extent.blockCount > MAX_LBA) return undefined;
+    if (extent.kind === EXTENT_DATA) expectedBytes += extent.blockCount * RAW_FRAME_BYTES;
+    record.extents.push(extent);
+  }
+  return expectedBytes === record.lengthBytes ? record : undefined;
+}
+
+function writeUint53(target: Buffer, value: number, at: number): void {
+  target.writeUInt32LE(value % 0x1_0000_0000, at);
+  target.writeUInt32LE(Math.floor(value / 0x1_0000_0000), at + 4);
+}

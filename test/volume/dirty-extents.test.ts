@@ -1,0 +1,56 @@
+/** The overlay against a plain map of blocks. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { SeededRandom } from "../../src/base/seeded-random.ts";
+import { DirtyExtents } from "../../src/volume/dirty-extents.ts";
+import { RAW_FRAME_BYTES } from "../../src/volume/format/frame.ts";
+
+const BLOCKS = 3000;
+
+function checkEqual(extents: DirtyExtents, model: Float64Array): void {
+  for (let lba = 0; lba < BLOCKS; ) {
+    extents.locate(lba, BLOCKS - lba);
+    assert.ok(extents.foundBlocks > 0);
+    for (let index = 0; index < extents.foundBlocks; index += 1) {
+      const value = extents.foundValue > 0 ? extents.foundValue + index * RAW_FRAME_BYTES : extents.foundValue;
+      assert.equal(value, model[lba + index], `block ${lba + index}`);
+    }
+    lba += extents.foundBlocks;
+  }
+}
+
+for (const seed of [1, 2, 3, 4]) {
+  test(`random inserts and removals equal a plain array, seed ${seed}`, () => {
+    const random = new SeededRandom(seed);
+    const extents = new DirtyExtents();
+    const model = new Float64Array(BLOCKS);
+    let position = 4096;
+    for (let step = 0; step < 6000; step += 1) {
+      const lba = random.below(BLOCKS);
+      const blocks = 1 + random.below(Math.min(seed % 2 === 0 ? 3 : 60, BLOCKS - lba));
+      position += 400_000;
+      if (random.below(4) === 0) {
+        const before = position - random.below(400) * 400_000;
+        extents.removeBefore(lba, blocks, before);
+        for (let index = lba; index < lba + blocks; index += 1) {
+          const extentPosition = Math.abs(model[index]);
+          if (extentPosition < before) model[index] = 0;
+        }
+      } else {
+        const zero = random.below(3) === 0;
+        extents.insert(lba, blocks, zero ? -position : position);
+        for (let index = 0; index < blocks; index += 1) model[lba + index] = zero ? -position : position + index * RAW_FRAME_BYTES;
+      }
+      if (step % 500 === 0) checkEqual(extents, model);
+    }
+    checkEqual(extents, model);
+    let last = -1;
+    let counted = 0;
+    extents.forEach((lba, blocks) => {
+      assert.ok(lba >= last);
+      last = lba + blocks;
+      counted += 1;
+    });
+    assert.equal(counted, extents.count);
+  });
+}
