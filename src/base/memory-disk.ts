@@ -1,0 +1,467 @@
+/**
+ * A disk in memory, for tests and the simulator, that is exactly as forgetful as disk.ts allows: it keeps what is
+ * written apart from what is durable. crash() is a loss of power (any subset of the unsynced 512-byte sectors and of
+ * the unsynced changes of names is lost), reopen() the death of the process (nothing is lost).
+ *
+ * Both end this object and all its files: they answer "unavailable" from then on, so that code of the former process
+ * that still runs cannot reach the disk of its successor. Deterministic for one Random.
+ * A sync that fails makes nothing durable, and neither does the next one unless the bytes are written again: as Linux
+ * does it. A rename is one change; it is kept or lost as a whole.
+ */
+import { assert } from "./assert.ts";
+import type { Disk, DiskFile } from "./disk.ts";
+import { OperationError } from "./errors.ts";
+import type { Random } from "./random.ts";
+
+const SECTOR_BYTES = 512;
+const CHUNK_BYTES = 64 * 1024;
+const ZERO_SECTOR = Buffer.alloc(SECTOR_BYTES);
+/** Stands for every chunk that is allocated and was never written. */
+const ZERO_CHUNK = Buffer.alloc(CHUNK_BYTES);
+
+/** One call, as a fault hook sees it. `path` has the subdirectories in front: "volume-1/journal-3". */
+export interface MemoryDiskCall {
+  operation:
+    | "open"
+    | "read"
+    | "write"
+    | "allocate"
+    | "sync"
+    | "rename"
+    | "remove"
+    | "list"
+    | "directory"
+    | "sync-directory";
+  path: string;
+  position: number;
+  length: number;
+}
+
+export interface MemoryDiskOptions {
+  /** Bytes of allocated 64 KiB chunks over all files before writes fail with "exhausted"; default: no limit. */
+  capacityBytes?: number;
+  /** Called before each operation takes effect; what it throws is what the operation fails with. */
+  fault?: (call: MemoryDiskCall) => void;
+}
+
+/** Shared by a disk and its subdirectories, and ended by crash() and reopen(). */
+interface Session {
+  ended: boolean;
+  root: DirectoryNode;
+  capacityBytes: number;
+  fault: ((call: MemoryDiskCall) => void) | undefined;
+}
+
+export class MemoryDisk implements Disk {
+  #session: Session;
+  #node: DirectoryNode;
+  #path: string;
+
+  constructor(options: MemoryDiskOptions = {}) {
+    const capacityBytes = options.capacityBytes ?? Number.POSITIVE_INFINITY;
+    this.#node = new DirectoryNode();
+    this.#session = { ended: false, root: this.#node, capacityBytes, fault: options.fault };
+    this.#path = "";
+  }
+
+  /** Replaces the fault hook, for this disk and all its files and subdirectories. */
+  setFault(fault: ((call: MemoryDiskCall) => void) | undefined): void {
+    this.#session.fault = fault;
+  }
+
+  /** Changes the room there is; what is allocated stays. */
+  setCapacity(capacityBytes: number): void {
+    this.#session.capacityBytes = capacityBytes;
+  }
+
+  /** Loses power: answers the disk as the next boot finds it. Only on the root. */
+  crash(random: Random): MemoryDisk {
+    const next = this.reopen();
+    next.#node.crash(random, random.fraction());
+    return next;
+  }
+
+  /** Ends the process: answers the disk as the next process finds it, with nothing lost. Only on the root. */
+  reopen(): MemoryDisk {
+    assert(this.#path === "", "only the root of a memory disk can crash or be opened again");
+    const next = new MemoryDisk();
+    next.#session = { ...this.#session, ended: false };
+    next.#node = this.#node;
+    next.#node.reopen();
+    this.#session.ended = true;
+    return next;
+  }
+
+  async list(): Promise<string[]> {
+    await this.#enter("list");
+    return [...this.#node.entries].flatMap(([name, node]) => (node instanceof FileNode ? [name] : [])).toSorted();
+  }
+
+  async listDirectories(): Promise<string[]> {
+    await this.#enter("list");
+    return [...this.#node.entries].flatMap(([name, node]) => (node instanceof FileNode ? [] : [name])).toSorted();
+  }
+
+  async open(name: string, options: { create?: boolean } = {}): Promise<DiskFile> {
+    const path = await this.#enter("open", name);
+    let node = this.#node.entries.get(name);
+    if (node === undefined) {
+      if (options.create !== true) throw missing(path);
+      node = new FileNode();
+      this.#node.change({ added: name, removed: undefined, node });
+    }
+    if (!(node instanceof FileNode)) {
+      throw new OperationError("unavailable", "cannot open the file: it is a directory", { context: { path } });
+    }
+    return new MemoryFile(name, path, node, this.#session);
+  }
+
+  async rename(from: string, to: string): Promise<void> {
+    plainName(to);
+    const path = await this.#enter("rename", from);
+    const node = this.#node.entries.get(from);
+    if (node === undefined) throw missing(path);
+    if (from !== to) this.#node.change({ added: to, removed: from, node });
+  }
+
+  async remove(name: string): Promise<void> {
+    await this.#enter("remove", name);
+    this.#drop(name);
+  }
+
+  async directory(name: string): Promise<Disk> {
+    const path = await this.#enter("directory", name);
+    let node = this.#node.entries.get(name);
+    if (node === undefined) {
+      node = new DirectoryNode();
+      this.#node.change({ added: name, removed: undefined, node });
+    }
+    assert(node instanceof DirectoryNode, `${path} is a file`);
+    const disk = new MemoryDisk();
+    disk.#session = this.#session;
+    disk.#node = node;
+    disk.#path = `${path}/`;
+    return disk;
+  }
+
+  async removeDirectory(name: string): Promise<void> {
+    await this.#enter("remove", name);
+    this.#drop(name);
+  }
+
+  async sync(): Promise<void> {
+    const count = this.#node.pending.length;
+    await this.#enter("sync-directory");
+    this.#node.settle(count);
+  }
+
+  async space(): Promise<{ freeBytes: number; totalBytes: number }> {
+    const total = Math.min(this.#session.capacityBytes, 2 ** 50);
+    return { freeBytes: Math.max(0, total - this.#session.root.allocatedBytes()), totalBytes: total };
+  }
+
+  #drop(name: string): void {
+    const node = this.#node.entries.get(name);
+    if (node !== undefined) this.#node.change({ added: undefined, removed: name, node });
+  }
+
+  async #enter(operation: MemoryDiskCall["operation"], name?: string): Promise<string> {
+    if (name !== undefined) plainName(name);
+    const path = this.#path + (name ?? "");
+    await Promise.resolve();
+    check(this.#session, { operation, path, position: 0, length: 0 });
+    return path;
+  }
+}
+
+/** A change of names: `removed` goes and `added` points to `node`, together. */
+interface NameChange {
+  added: string | undefined;
+  removed: string | undefined;
+  node: FileNode | DirectoryNode;
+}
+
+class DirectoryNode {
+  readonly entries = new Map<string, FileNode | DirectoryNode>();
+  readonly #durable = new Map<string, FileNode | DirectoryNode>();
+  pending: NameChange[] = [];
+
+  change(change: NameChange): void {
+    apply(this.entries, change);
+    this.pending.push(change);
+  }
+
+  /** Makes the `count` oldest pending changes durable. */
+  settle(count: number): void {
+    for (const change of this.pending.splice(0, count)) apply(this.#durable, change);
+  }
+
+  crash(random: Random, keep: number): void {
+    for (const change of this.pending) {
+      if (random.fraction() < keep) apply(this.#durable, change);
+    }
+    this.pending = [];
+    this.entries.clear();
+    for (const [name, node] of this.#durable) {
+      this.entries.set(name, node);
+      node.crash(random, keep);
+    }
+  }
+
+  /** Syncs of the former process still end: what they had begun to write is as unsynced as before. */
+  reopen(): void {
+    for (const node of this.entries.values()) node.reopen();
+  }
+
+  allocatedBytes(): number {
+    let bytes = 0;
+    for (const node of this.entries.values()) bytes += node.allocatedBytes();
+    return bytes;
+  }
+}
+
+function apply(entries: Map<string, FileNode | DirectoryNode>, change: NameChange): void {
+  if (change.removed !== undefined && entries.get(change.removed) === change.node) entries.delete(change.removed);
+  if (change.added !== undefined) entries.set(change.added, change.node);
+}
+
+/** For each sector that was changed since it was last durable (or since an earlier batch): what it held before. */
+type Batch = Map<number, Buffer>;
+
+class FileNode {
+  sizeBytes = 0;
+  #durableSizeBytes = 0;
+  readonly #chunks = new Map<number, Buffer>();
+  #unsynced: Batch = new Map();
+  /** Batches whose sync runs, oldest first. */
+  #syncing: Batch[] = [];
+  /** Sectors whose sync failed: a later sync does not write them. */
+  readonly #lost: Batch = new Map();
+
+  allocatedBytes(): number {
+    return this.#chunks.size * CHUNK_BYTES;
+  }
+
+  /** How many bytes of new chunks writing [position, position + length) would take. */
+  missingBytes(position: number, length: number): number {
+    let bytes = 0;
+    const last = Math.floor((position + length - 1) / CHUNK_BYTES);
+    for (let chunk = Math.floor(position / CHUNK_BYTES); chunk <= last; chunk += 1) {
+      if (!this.#chunks.has(chunk)) bytes += CHUNK_BYTES;
+    }
+    return bytes;
+  }
+
+  read(target: Uint8Array, position: number): void {
+    for (let done = 0; done < target.length;) {
+      const within = (position + done) % CHUNK_BYTES;
+      const step = Math.min(CHUNK_BYTES - within, target.length - done);
+      const chunk = this.#chunks.get(Math.floor((position + done) / CHUNK_BYTES)) ?? ZERO_CHUNK;
+      target.set(chunk.subarray(within, within + step), done);
+      done += step;
+    }
+  }
+
+  write(source: Uint8Array, position: number): void {
+    const last = Math.ceil((position + source.length) / SECTOR_BYTES);
+    for (let sector = Math.floor(position / SECTOR_BYTES); sector < last; sector += 1) this.#remember(sector);
+    this.#put(source, position);
+    this.sizeBytes = Math.max(this.sizeBytes, position + source.length);
+  }
+
+  /** Zeroes to the new end, in chunks that count as allocated. */
+  allocate(sizeBytes: number): void {
+    for (let chunk = 0; chunk * CHUNK_BYTES < sizeBytes; chunk += 1) {
+      if (!this.#chunks.has(chunk)) this.#chunks.set(chunk, ZERO_CHUNK);
+    }
+    this.sizeBytes = Math.max(this.sizeBytes, sizeBytes);
+  }
+
+  /** Takes what a sync that starts now covers; the answer ends it, well or not. */
+  beginSync(): (succeeded: boolean) => void {
+    const batch = this.#unsynced;
+    const sizeBytes = this.sizeBytes;
+    this.#unsynced = new Map();
+    this.#syncing.push(batch);
+    return (succeeded) => {
+      const index = this.#syncing.indexOf(batch);
+      if (index < 0) return;
+      if (succeeded) this.#durableSizeBytes = Math.max(this.#durableSizeBytes, sizeBytes);
+      else this.#failed(batch, [...this.#syncing.slice(index + 1), this.#unsynced]);
+      this.#syncing.splice(index, 1);
+    };
+  }
+
+  reopen(): void {
+    for (const batch of this.#syncing.splice(0).toReversed()) {
+      for (const [sector, content] of batch) this.#unsynced.set(sector, content);
+    }
+  }
+
+  crash(random: Random, keep: number): void {
+    const end = random.fraction() < keep ? this.sizeBytes : this.#durableSizeBytes;
+    for (const batch of [this.#unsynced, ...this.#syncing.toReversed(), this.#lost]) {
+      for (const [sector, content] of batch) {
+        if (random.fraction() >= keep) this.#put(content, sector * SECTOR_BYTES);
+      }
+    }
+    this.#unsynced.clear();
+    this.#syncing = [];
+    this.#lost.clear();
+    for (const [index, chunk] of this.#chunks) {
+      if (index * CHUNK_BYTES >= end) this.#chunks.delete(index);
+      else if ((index + 1) * CHUNK_BYTES > end && chunk !== ZERO_CHUNK) chunk.fill(0, end - index * CHUNK_BYTES);
+    }
+    this.sizeBytes = end;
+    this.#durableSizeBytes = end;
+  }
+
+  /** The bytes before a failed sync stay what a crash goes back to, until they are written again and synced. */
+  #failed(batch: Batch, later: Batch[]): void {
+    for (const [sector, content] of batch) {
+      const next = later.find((candidate) => candidate.has(sector)) ?? this.#lost;
+      next.set(sector, content);
+    }
+  }
+
+  /** Notes what `sector` holds before its first change since the last sync began. */
+  #remember(sector: number): void {
+    if (this.#unsynced.has(sector)) return;
+    const lost = this.#lost.get(sector);
+    this.#lost.delete(sector);
+    this.#unsynced.set(sector, lost ?? this.#sector(sector));
+  }
+
+  #sector(sector: number): Buffer {
+    const copy = Buffer.alloc(SECTOR_BYTES);
+    this.read(copy, sector * SECTOR_BYTES);
+    return copy.equals(ZERO_SECTOR) ? ZERO_SECTOR : copy;
+  }
+
+  #put(source: Uint8Array, position: number): void {
+    for (let done = 0; done < source.length;) {
+      const within = (position + done) % CHUNK_BYTES;
+      const step = Math.min(CHUNK_BYTES - within, source.length - done);
+      this.#chunk(Math.floor((position + done) / CHUNK_BYTES)).set(source.subarray(done, done + step), within);
+      done += step;
+    }
+  }
+
+  #chunk(index: number): Buffer {
+    let chunk = this.#chunks.get(index);
+    if (chunk === undefined || chunk === ZERO_CHUNK) {
+      chunk = Buffer.alloc(CHUNK_BYTES);
+      this.#chunks.set(index, chunk);
+    }
+    return chunk;
+  }
+}
+
+class MemoryFile implements DiskFile {
+  readonly name: string;
+  readonly #path: string;
+  readonly #node: FileNode;
+  readonly #session: Session;
+  #closed = false;
+
+  constructor(name: string, path: string, node: FileNode, session: Session) {
+    this.name = name;
+    this.#path = path;
+    this.#node = node;
+    this.#session = session;
+  }
+
+  sizeBytes(): number {
+    return this.#node.sizeBytes;
+  }
+
+  readSync(target: Uint8Array, position: number): void {
+    this.#enter("read", position, target.length);
+    const read = Math.max(0, this.#node.sizeBytes - position);
+    if (read < target.length) {
+      const context = { path: this.#path, position, length: target.length, read };
+      throw new OperationError("corrupt", "the file ends before the bytes that should be there", { context });
+    }
+    this.#node.read(target, position);
+  }
+
+  async read(target: Uint8Array, position: number): Promise<void> {
+    this.#assertOpen();
+    await Promise.resolve();
+    this.readSync(target, position);
+  }
+
+  writeSync(source: Uint8Array, position: number): void {
+    this.#enter("write", position, source.length);
+    if (source.length === 0) return;
+    this.#reserve(this.#node.missingBytes(position, source.length));
+    this.#node.write(source, position);
+  }
+
+  async write(source: Uint8Array, position: number): Promise<void> {
+    this.#assertOpen();
+    await Promise.resolve();
+    this.writeSync(source, position);
+  }
+
+  async allocate(sizeBytes: number): Promise<void> {
+    this.#assertOpen();
+    await Promise.resolve();
+    this.#enter("allocate", 0, sizeBytes);
+    if (sizeBytes === 0) return;
+    this.#reserve(this.#node.missingBytes(0, sizeBytes));
+    this.#node.allocate(sizeBytes);
+    await this.sync();
+  }
+
+  async sync(): Promise<void> {
+    this.#assertOpen();
+    const end = this.#node.beginSync();
+    try {
+      await Promise.resolve();
+      this.#enter("sync", 0, 0);
+    } catch (error) {
+      end(false);
+      throw error;
+    }
+    end(true);
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+  }
+
+  #reserve(bytes: number): void {
+    const session = this.#session;
+    if (bytes > 0 && session.root.allocatedBytes() + bytes > session.capacityBytes) {
+      const context = { path: this.#path };
+      throw new OperationError("exhausted", "cannot write the file: the local disk is full, free space on it", {
+        context,
+      });
+    }
+  }
+
+  #assertOpen(): void {
+    assert(!this.#closed, `the file ${this.#path} is closed`);
+  }
+
+  #enter(operation: MemoryDiskCall["operation"], position: number, length: number): void {
+    this.#assertOpen();
+    check(this.#session, { operation, path: this.#path, position, length });
+  }
+}
+
+function check(session: Session, call: MemoryDiskCall): void {
+  if (session.ended) {
+    throw new OperationError("unavailable", "the disk of a process that has ended", { context: { path: call.path } });
+  }
+  session.fault?.(call);
+}
+
+function missing(path: string): OperationError {
+  return new OperationError("not-found", "no such file", { context: { path } });
+}
+
+function plainName(name: string): void {
+  assert(name !== "" && name !== "." && name !== ".." && !/[/\0]/.test(name), `"${name}" is no plain file name`);
+}

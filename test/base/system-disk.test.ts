@@ -1,0 +1,76 @@
+/** The machine's disk: the contract, and what only a real directory shows. */
+import assert from "node:assert/strict";
+import { promises as fs } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { isKind } from "../../src/base/errors.ts";
+import { openSystemDisk } from "../../src/base/system-disk.ts";
+import { diskSuite } from "../suites/disk-suite.ts";
+
+async function temporary(): Promise<{ path: string; dispose: () => Promise<void> }> {
+  const path = await fs.mkdtemp(join(tmpdir(), "s3block-disk-"));
+  return { path, dispose: () => fs.rm(path, { recursive: true, force: true }) };
+}
+
+diskSuite("system disk", async () => {
+  const { path, dispose } = await temporary();
+  return { disk: await openSystemDisk(join(path, "made", "on the way")), dispose };
+});
+
+test("files are readable by their owner alone, and allocated ones hold real blocks", async () => {
+  const { path, dispose } = await temporary();
+  try {
+    const disk = await openSystemDisk(path);
+    const file = await disk.open("a", { create: true });
+    await file.allocate(3_000_000);
+    const facts = await fs.stat(join(path, "a"));
+    assert.equal(facts.mode & 0o777, 0o600);
+    assert.ok(facts.blocks * 512 >= 3_000_000);
+    await file.close();
+  } finally {
+    await dispose();
+  }
+});
+
+test("a close that comes while a write runs waits for it", async () => {
+  const { path, dispose } = await temporary();
+  try {
+    const disk = await openSystemDisk(path);
+    const file = await disk.open("a", { create: true });
+    const order: string[] = [];
+    const writing = file.write(Buffer.alloc(4_000_000, 1), 0).then(() => order.push("written"));
+    await file.close().then(() => order.push("closed"));
+    await writing;
+    assert.deepEqual(order, ["written", "closed"]);
+    assert.equal((await fs.stat(join(path, "a"))).size, 4_000_000);
+  } finally {
+    await dispose();
+  }
+});
+
+test("a full device is told apart from a broken one", { skip: await lacksFullDevice() }, async () => {
+  const { path, dispose } = await temporary();
+  try {
+    await fs.symlink("/dev/full", join(path, "full"));
+    const disk = await openSystemDisk(path);
+    const file = await disk.open("full");
+    assert.throws(
+      () => file.writeSync(Buffer.alloc(1), 0),
+      (error) => isKind(error, "exhausted") && error.message.includes("free space"),
+    );
+    await assert.rejects(file.write(Buffer.alloc(1), 0), (error) => isKind(error, "exhausted"));
+    await file.close();
+    await fs.mkdir(join(path, "directory"));
+    await assert.rejects(disk.open("directory"), (error) => isKind(error, "unavailable"));
+  } finally {
+    await dispose();
+  }
+});
+
+async function lacksFullDevice(): Promise<string | false> {
+  return await fs.access("/dev/full").then(
+    () => false,
+    () => "this machine has no /dev/full",
+  );
+}
