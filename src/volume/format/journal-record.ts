@@ -17,8 +17,9 @@
  *       56    4 chain: checksum of the record before it (0 where the journal begins here)
  *       60    1 1 where the journal begins here: nothing before this file is to be read
  *       61    3 zero
- *       64    4 crc32 of bytes 0 … 64
- *       68      zeroes up to 4096
+ *       64    4 size of every file of this journal in bytes
+ *       68    4 crc32 of bytes 0 … 68
+ *       72      zeroes up to 4096
  *
  * Record header (RECORD_HEADER_BYTES), then extents (RECORD_EXTENT_BYTES each), zeroes up to a multiple of 16, then the
  * raw frames (frame.ts) of all data extents in order
@@ -55,6 +56,7 @@ export interface JournalFileHeader {
   firstSequence: number;
   chain: number;
   begins: boolean;
+  fileBytes: number;
 }
 
 export function encodeFileHeader(header: JournalFileHeader): Buffer {
@@ -67,14 +69,15 @@ export function encodeFileHeader(header: JournalFileHeader): Buffer {
   bytes.writeBigUInt64LE(BigInt(header.firstSequence), 48);
   bytes.writeUInt32LE(header.chain, 56);
   bytes[60] = header.begins ? 1 : 0;
-  bytes.writeUInt32LE(crc32(bytes.subarray(0, 64)), 64);
+  bytes.writeUInt32LE(header.fileBytes, 64);
+  bytes.writeUInt32LE(crc32(bytes.subarray(0, 68)), 68);
   return bytes;
 }
 
 /** The header, or undefined where the page holds none that is intact (a torn or never used file). */
 export function decodeFileHeader(bytes: Buffer): JournalFileHeader | undefined {
   if (bytes.length < FILE_HEADER_BYTES || bytes.readUInt32LE(0) !== FILE_MAGIC) return undefined;
-  if (bytes.readUInt32LE(64) !== crc32(bytes.subarray(0, 64))) return undefined;
+  if (bytes.readUInt32LE(68) !== crc32(bytes.subarray(0, 68))) return undefined;
   if (bytes.readUInt16LE(4) !== VERSION) {
     throw new OperationError("corrupt", "the journal was written by a newer s3block: start that version on this node", {
       context: { version: bytes.readUInt16LE(4) },
@@ -90,6 +93,7 @@ export function decodeFileHeader(bytes: Buffer): JournalFileHeader | undefined {
     firstSequence,
     chain: bytes.readUInt32LE(56),
     begins: bytes[60] === 1,
+    fileBytes: bytes.readUInt32LE(64),
   };
 }
 
@@ -160,7 +164,8 @@ export function decodeRecordHead(bytes: Buffer, chain: number): JournalRecord | 
       blockCount: bytes.readUInt32LE(at + 8),
       kind: bytes.readUInt32LE(at + 12),
     };
-    if (extent.kind > EXTENT_ZERO || extent.blockCount === 0 || extent.lba + extent.blockCount > MAX_LBA) return undefined;
+    if (extent.kind > EXTENT_ZERO || extent.blockCount === 0 || extent.lba + extent.blockCount > MAX_LBA)
+      return undefined;
     if (extent.kind === EXTENT_DATA) expectedBytes += extent.blockCount * RAW_FRAME_BYTES;
     record.extents.push(extent);
   }
