@@ -1,0 +1,170 @@
+/**
+ * Reading a journal back after a restart: which files belong together, and every record up to the first one whose
+ * checksum, sequence, link or frame does not hold. Nothing behind that point is believed, whatever it looks like:
+ * records are only ever appended, so what comes after a bad one was never promised to anybody.
+ * It changes nothing on disk.
+ */
+import type { Disk, DiskFile } from "../base/disk.ts";
+import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES } from "./format/frame.ts";
+import {
+  decodeFileHeader,
+  decodeRecordHead,
+  EXTENT_DATA,
+  FILE_HEADER_BYTES,
+  type JournalFileHeader,
+  type JournalRecord,
+} from "./format/journal-record.ts";
+
+const SCAN_BYTES = 4 * 1024 * 1024;
+const namePattern = /^([0-9a-f]{16})\.journal$/;
+
+export function journalFileName(fileNumber: number): string {
+  return `${fileNumber.toString(16).padStart(16, "0")}.journal`;
+}
+
+export interface JournalFile {
+  number: number;
+  file: DiskFile;
+  header: JournalFileHeader | undefined;
+}
+
+/** All journal files of the directory, opened, by number; `header` is undefined where it is none of this number. */
+export async function openJournalFiles(disk: Disk): Promise<JournalFile[]> {
+  const files: JournalFile[] = [];
+  try {
+    for (const name of await disk.list()) {
+      const match = namePattern.exec(name);
+      if (match === null) continue;
+      const number = Number.parseInt(match[1], 16);
+      const file = await disk.open(name);
+      const entry: JournalFile = { number, file, header: undefined };
+      files.push(entry);
+      if (file.sizeBytes() < FILE_HEADER_BYTES) continue;
+      const page = Buffer.allocUnsafe(FILE_HEADER_BYTES);
+      await file.read(page, 0);
+      const header = decodeFileHeader(page);
+      if (header?.fileNumber === number) entry.header = header;
+    }
+  } catch (error) {
+    await Promise.all(files.map((entry) => entry.file.close()));
+    throw error;
+  }
+  return files.toSorted((left, right) => left.number - right.number);
+}
+
+/**
+ * The files that make up the journal now: from the newest one that begins it (or else the oldest one), for as long as
+ * numbers are consecutive and journal id, volume and file size are the same.
+ */
+export function currentFiles(files: readonly JournalFile[]): JournalFile[] {
+  let first = files.findLastIndex((entry) => entry.header?.begins === true);
+  if (first < 0) first = files.findIndex((entry) => entry.header !== undefined);
+  if (first < 0) return [];
+  const head = files[first].header;
+  const current: JournalFile[] = [];
+  for (const entry of files.slice(first)) {
+    const { header } = entry;
+    if (head === undefined || header === undefined || entry.number !== files[first].number + current.length) break;
+    if (header.uid !== head.uid || !header.journalId.equals(head.journalId) || header.fileBytes !== head.fileBytes) break;
+    current.push(entry);
+  }
+  return current;
+}
+
+/** Where appending goes on: just behind the last record that holds. */
+export interface ScanEnd {
+  fileNumber: number;
+  /** Offset in that file. */
+  offset: number;
+  chain: number;
+  /** Sequence and epoch of the last record; the sequence before the first one where there is none. */
+  sequence: number;
+  epoch: number;
+}
+
+/**
+ * Reads the records of `files` (from currentFiles) in order and calls `visit` with each, and with the file offset of
+ * its first frame. Frames are verified for records above `verifyAbove` only: lower ones are in S3 already.
+ */
+export async function scanRecords(
+  files: readonly JournalFile[],
+  options: { journalSeed: number; verifyAbove: number },
+  visit: (record: JournalRecord, fileNumber: number, frameOffset: number) => void,
+): Promise<ScanEnd> {
+  const first = files[0].header!;
+  const end: ScanEnd = {
+    fileNumber: first.fileNumber,
+    offset: FILE_HEADER_BYTES,
+    chain: first.chain,
+    sequence: first.firstSequence - 1,
+    epoch: 0,
+  };
+  for (const entry of files) {
+    const header = entry.header!;
+    if (header.firstSequence !== end.sequence + 1 || header.chain !== end.chain) break;
+    end.fileNumber = header.fileNumber;
+    end.offset = FILE_HEADER_BYTES;
+    const reader = new WindowReader(entry.file);
+    for (;;) {
+      const record = decodeRecordHead(await reader.at(end.offset, 32 + 16 * 1024), end.chain);
+      if (record === undefined || record.sequence !== end.sequence + 1 || record.epoch < end.epoch) break;
+      if (end.offset + record.lengthBytes > entry.file.sizeBytes()) break;
+      if (record.sequence > options.verifyAbove && !(await framesHold(reader, record, entry.number, end.offset, header, options))) {
+        break;
+      }
+      visit(record, entry.number, end.offset + record.headBytes);
+      end.offset += record.lengthBytes;
+      end.chain = record.checksum;
+      end.sequence = record.sequence;
+      end.epoch = record.epoch;
+    }
+  }
+  return end;
+}
+
+async function framesHold(
+  reader: WindowReader,
+  record: JournalRecord,
+  fileNumber: number,
+  recordOffset: number,
+  header: JournalFileHeader,
+  options: { journalSeed: number },
+): Promise<boolean> {
+  let offset = recordOffset + record.headBytes;
+  for (const extent of record.extents) {
+    if (extent.kind !== EXTENT_DATA) continue;
+    for (let block = 0; block < extent.blockCount; block += 1) {
+      const bytes = await reader.at(offset, RAW_FRAME_BYTES);
+      if (bytes.length < RAW_FRAME_BYTES) return false;
+      const seed = journalFrameSeed(options.journalSeed, fileNumber * header.fileBytes + offset);
+      if (!isIntactRawFrame(bytes, 0, extent.lba + block, seed)) return false;
+      offset += RAW_FRAME_BYTES;
+    }
+  }
+  return true;
+}
+
+/** Reads a file through a window that moves forward. */
+class WindowReader {
+  readonly #file: DiskFile;
+  readonly #sizeBytes: number;
+  readonly #window = Buffer.allocUnsafe(SCAN_BYTES);
+  #start = 0;
+  #length = 0;
+
+  constructor(file: DiskFile) {
+    this.#file = file;
+    this.#sizeBytes = file.sizeBytes();
+  }
+
+  /** The bytes at `offset`, up to `length` of them, fewer at the file's end; valid until the next call. */
+  async at(offset: number, length: number): Promise<Buffer> {
+    const stop = Math.min(offset + length, this.#sizeBytes);
+    if (offset < this.#start || stop > this.#start + this.#length) {
+      this.#start = offset;
+      this.#length = Math.min(SCAN_BYTES, this.#sizeBytes - offset);
+      await this.#file.read(this.#window.subarray(0, this.#length), offset);
+    }
+    return this.#window.subarray(offset - this.#start, stop - this.#start);
+  }
+}

@@ -1,0 +1,477 @@
+/**
+ * The journal of one volume on the node's disk: every acknowledged write stands here until S3 holds it.
+ *
+ * - append writes through the page cache on the calling thread: what it returned survives the death of the process.
+ *   sync makes everything appended so far survive the machine (group commit: calls that come meanwhile share the next).
+ * - Whole pages only: the last, partly filled page is kept in memory and written again with the next record, so that a
+ *   recycled file is never read to be written.
+ * - Space is a row of preallocated files; release() gives back what S3 holds, and files are renamed to the row's end,
+ *   never made anew. The next file is made ready before the current one is full, so that append never waits for it:
+ *   hasRoom() tells, and waitForRoom() waits.
+ * - A failed sync makes the journal distrusted for ever: the caller must reach durability by S3 instead. A failed
+ *   append breaks it: no further append is taken.
+ * Formats: format/journal-record.ts, format/frame.ts. Recovery: journal-scan.ts.
+ */
+import { assert } from "../base/assert.ts";
+import { crc32 } from "../base/checksum.ts";
+import type { Disk } from "../base/disk.ts";
+import { asOperationError, describe, isKind, OperationError } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
+import type { Random } from "../base/random.ts";
+import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES, sealRawFrame, FRAME_HEADER_BYTES } from "./format/frame.ts";
+import {
+  encodeFileHeader,
+  encodeRecordHead,
+  EXTENT_DATA,
+  FILE_HEADER_BYTES,
+  JOURNAL_FILE_BYTES,
+  type JournalRecord,
+  recordHeadBytes,
+} from "./format/journal-record.ts";
+import { BLOCK_BYTES } from "./identity.ts";
+import { currentFiles, type JournalFile, journalFileName, openJournalFiles, scanRecords } from "./journal-scan.ts";
+
+const PAGE_BYTES = 4096;
+const STAGING_BYTES = 256 * 1024;
+
+export interface JournalOptions {
+  disk: Disk;
+  uid: string;
+  random: Random;
+  log: Log;
+  /** Most bytes of journal files; at least two files' worth. */
+  limitBytes: number;
+  /** Size of one file; a journal keeps the size that it was begun with. */
+  fileBytes?: number;
+}
+
+export class Journal {
+  readonly #disk: Disk;
+  readonly #uid: string;
+  readonly #log: Log;
+  readonly #random: Random;
+  readonly #limitBytes: number;
+  readonly #staging = Buffer.alloc(STAGING_BYTES);
+  readonly #scratch = Buffer.allocUnsafeSlow(Math.floor(STAGING_BYTES / RAW_FRAME_BYTES) * RAW_FRAME_BYTES);
+  #fileBytes: number;
+  #journalId: Buffer;
+  #seed: number;
+  /** Every file that is part of the row, ready ones included, by number. */
+  #files = new Map<number, JournalFile>();
+  /** Files found at open, until recover() or begin() has decided. */
+  #found: JournalFile[];
+  #current: JournalFile | undefined;
+  #offset = 0;
+  #chain = 0;
+  #sequence = 0;
+  /** Everything below this position is in S3. */
+  #released = 0;
+  #syncedPosition = 0;
+  #unsynced = new Set<JournalFile>();
+  #namesChanged = false;
+  #syncing: Promise<void> | undefined;
+  #nextSync: Promise<void> | undefined;
+  #preparing: Promise<void> | undefined;
+  #roomWaiters: (() => void)[] = [];
+  #failure: OperationError | undefined;
+  #closed = false;
+  /** Set by a failed sync: sync() throws from then on. */
+  distrusted = false;
+
+  /** Opens the directory and reads which journal is there; call recover() or begin() next. */
+  static async open(options: JournalOptions): Promise<Journal> {
+    return new Journal(options, await openJournalFiles(options.disk));
+  }
+
+  private constructor(options: JournalOptions, found: JournalFile[]) {
+    this.#disk = options.disk;
+    this.#uid = options.uid;
+    this.#log = options.log;
+    this.#random = options.random;
+    this.#limitBytes = options.limitBytes;
+    this.#found = found;
+    const header = currentFiles(found)[0]?.header;
+    const usable = header !== undefined && header.uid === options.uid;
+    this.#journalId = usable ? header.journalId : options.random.bytes(16);
+    this.#fileBytes = usable ? header.fileBytes : (options.fileBytes ?? JOURNAL_FILE_BYTES);
+    this.#seed = crc32(this.#journalId);
+    this.hasHistory = usable;
+  }
+
+  /** True where the directory held a journal of this volume when it was opened. */
+  readonly hasHistory: boolean;
+
+  /** Identity of this journal: 16 random bytes; what START records name. */
+  get journalId(): Buffer {
+    return this.#journalId;
+  }
+
+  /** Sequence of the last record appended. */
+  get sequence(): number {
+    return this.#sequence;
+  }
+
+  /** The position behind the last record. */
+  get position(): number {
+    return (this.#current?.number ?? 0) * this.#fileBytes + this.#offset;
+  }
+
+  get limitBytes(): number {
+    return this.#limitBytes;
+  }
+
+  /** Bytes from the oldest record that S3 does not hold to the end. */
+  usedBytes(): number {
+    return this.position - this.#released;
+  }
+
+  /**
+   * Reads the records back. `visit` gets every record above `durableSequence` (lower ones are in S3), with the position
+   * of its first frame. Appending then goes on behind the last record that holds; or in a new file where S3 is ahead
+   * of what this disk has kept.
+   */
+  async recover(durableSequence: number, visit: (record: JournalRecord, framePosition: number) => void): Promise<void> {
+    const files = currentFiles(this.#found);
+    assert(this.hasHistory && files.length > 0, "only a journal with history is recovered");
+    const scan = { journalSeed: this.#seed, verifyAbove: durableSequence };
+    let oldest = 0;
+    const end = await scanRecords(files, scan, (record, fileNumber, frameOffset) => {
+      if (record.sequence <= durableSequence) return;
+      const position = fileNumber * this.#fileBytes + frameOffset;
+      if (oldest === 0) oldest = position - record.headBytes;
+      visit(record, position);
+    });
+    if (end.sequence < durableSequence) {
+      await this.begin(durableSequence + 1);
+      return;
+    }
+    const last = files.find((entry) => entry.number === end.fileNumber)!;
+    for (const entry of files) if (entry.number <= last.number) this.#files.set(entry.number, entry);
+    await this.#discard(this.#found.filter((entry) => !this.#files.has(entry.number)));
+    this.#found = [];
+    this.#current = last;
+    this.#offset = end.offset;
+    this.#chain = end.chain;
+    this.#sequence = end.sequence;
+    const pageStart = end.offset - (end.offset % PAGE_BYTES);
+    if (end.offset > pageStart) await last.file.read(this.#staging.subarray(0, end.offset - pageStart), pageStart);
+    // What was read back may still be in the page cache alone: the next sync covers it.
+    for (const entry of this.#files.values()) this.#unsynced.add(entry);
+    this.#namesChanged = true;
+    this.#released = oldest === 0 ? this.position : oldest;
+    this.release(this.#released);
+    this.#prepareNext();
+  }
+
+  /** Begins the journal anew at `firstSequence`: what was there is removed, or set aside by setAside() before. */
+  async begin(firstSequence: number): Promise<void> {
+    const number = Math.max(0, ...this.#found.map((entry) => entry.number), ...this.#files.keys()) + 1;
+    const found = this.#found;
+    this.#found = [];
+    this.#files.clear();
+    this.#sequence = firstSequence - 1;
+    this.#chain = 0;
+    const file = await this.#disk.open(journalFileName(number), { create: true });
+    await file.allocate(this.#fileBytes);
+    const entry: JournalFile = { number, file, header: undefined };
+    this.#files.set(number, entry);
+    this.#enter(entry, true);
+    this.#released = this.position;
+    await file.sync();
+    await this.#disk.sync();
+    await this.#discard(found);
+    this.#prepareNext();
+  }
+
+  /** Keeps the files of a journal that must not be replayed for people to look at, and takes a new identity. */
+  async setAside(): Promise<string[]> {
+    const kept: string[] = [];
+    for (const name of await this.#disk.list()) if (name.endsWith(".quarantine")) await this.#disk.remove(name);
+    for (const entry of this.#found) {
+      await entry.file.close();
+      const name = `${journalFileName(entry.number)}.quarantine`;
+      await this.#disk.rename(journalFileName(entry.number), name);
+      kept.push(name);
+    }
+    await this.#disk.sync();
+    this.#found = [];
+    this.#journalId = this.#random.bytes(16);
+    this.#seed = crc32(this.#journalId);
+    return kept;
+  }
+
+  /** True where a record of `dataBlocks` data blocks can be appended at once. */
+  hasRoom(dataBlocks: number): boolean {
+    const length = recordHeadBytes(1) + dataBlocks * RAW_FRAME_BYTES;
+    return this.#offset + length <= this.#fileBytes || this.#files.has(this.#current!.number + 1);
+  }
+
+  /** Resolves when there may be room again (a file was made ready); ask hasRoom() then. */
+  waitForRoom(): Promise<void> {
+    this.#prepareNext();
+    return new Promise((resolve) => this.#roomWaiters.push(resolve));
+  }
+
+  /**
+   * Appends one record: `blockCount` blocks from `lba`, data from `source` at `sourceAt`, or zeroes where `source` is
+   * undefined. Returns the position of its first frame, or minus the record's position for zeroes.
+   * Only where hasRoom() said so. Throws "unavailable" when the disk fails; nothing is acknowledged then.
+   */
+  append(epoch: number, lba: number, blockCount: number, source?: Buffer, sourceAt = 0): number {
+    if (this.#failure !== undefined) throw this.#failure;
+    const head = recordHeadBytes(1);
+    const length = head + (source === undefined ? 0 : blockCount * RAW_FRAME_BYTES);
+    if (this.#offset + length > this.#fileBytes) {
+      const next = this.#files.get(this.#current!.number + 1);
+      assert(next !== undefined, "append is called only where there is room");
+      this.#enter(next, false);
+    }
+    const entry = this.#current!;
+    const recordOffset = this.#offset;
+    try {
+      const kind = source === undefined ? 1 : EXTENT_DATA;
+      this.#chain = this.#write(entry, length, { sequence: this.#sequence + 1, epoch, lba, blockCount, kind }, source, sourceAt);
+    } catch (error) {
+      this.#failure = asOperationError(error, "unavailable", "the journal's disk fails: move the volume to another node");
+      throw this.#failure;
+    }
+    this.#sequence += 1;
+    this.#offset += length;
+    this.#unsynced.add(entry);
+    const position = entry.number * this.#fileBytes + recordOffset;
+    if (this.#offset * 4 > this.#fileBytes && !this.#files.has(entry.number + 1)) this.#prepareNext();
+    return source === undefined ? -position : position + head;
+  }
+
+  /** Copies `blockCount` blocks whose frames start at `position` into `target`; each is verified ("corrupt"). */
+  read(position: number, lba: number, blockCount: number, target: Buffer, targetAt: number): void {
+    const batch = this.#scratch.length / RAW_FRAME_BYTES;
+    for (let done = 0; done < blockCount; ) {
+      const count = Math.min(batch, blockCount - done);
+      const at = position + done * RAW_FRAME_BYTES;
+      this.readFrames(at, lba + done, count, this.#scratch, 0);
+      for (let index = 0; index < count; index += 1) {
+        const from = index * RAW_FRAME_BYTES + FRAME_HEADER_BYTES;
+        this.#scratch.copy(target, targetAt + (done + index) * BLOCK_BYTES, from, from + BLOCK_BYTES);
+      }
+      done += count;
+    }
+  }
+
+  /** Copies whole frames into `target`, verified, sealed for the journal. */
+  readFrames(position: number, lba: number, blockCount: number, target: Buffer, targetAt: number): void {
+    const number = Math.floor(position / this.#fileBytes);
+    const entry = this.#files.get(number);
+    assert(entry !== undefined, "a position that is still needed was not released");
+    const length = blockCount * RAW_FRAME_BYTES;
+    entry.file.readSync(target.subarray(targetAt, targetAt + length), position - number * this.#fileBytes);
+    for (let index = 0; index < blockCount; index += 1) {
+      const seed = journalFrameSeed(this.#seed, position + index * RAW_FRAME_BYTES);
+      if (!isIntactRawFrame(target, targetAt + index * RAW_FRAME_BYTES, lba + index, seed)) {
+        throw new OperationError("corrupt", "the local journal is damaged: check this node's disk", {
+          context: { file: journalFileName(number), position, lba: lba + index },
+        });
+      }
+    }
+  }
+
+  /** Makes every record appended so far durable. Throws "unavailable" once the disk has failed a sync. */
+  sync(): Promise<void> | undefined {
+    if (this.distrusted) return Promise.reject(distrust());
+    if (this.#syncedPosition === this.position && !this.#namesChanged) return undefined;
+    if (this.#syncing === undefined) return (this.#syncing = this.#syncNow());
+    this.#nextSync ??= this.#syncing.then(
+      () => this.#startNext(),
+      () => this.#startNext(),
+    );
+    return this.#nextSync;
+  }
+
+  /** Gives back all space below `position`: S3 holds it, and nothing reads it any more. */
+  release(position: number): void {
+    if (position > this.#released) this.#released = position;
+    const oldestNeeded = Math.floor(this.#released / this.#fileBytes);
+    const freed = [...this.#files.values()].filter((entry) => entry.number < oldestNeeded);
+    if (freed.length === 0) return;
+    for (const entry of freed) {
+      this.#files.delete(entry.number);
+      this.#unsynced.delete(entry);
+    }
+    this.#spare.push(...freed);
+    this.#prepareNext();
+  }
+
+  readonly #spare: JournalFile[] = [];
+
+  /** Closes the files; does not sync. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await this.#preparing;
+    await Promise.allSettled([this.#syncing, this.#nextSync]);
+    for (const entry of [...this.#files.values(), ...this.#spare, ...this.#found]) await entry.file.close();
+    this.#wakeWaiters();
+  }
+
+  /** Removes every file of the journal: after the volume was closed with nothing left to upload. */
+  async remove(): Promise<void> {
+    await this.close();
+    for (const name of await this.#disk.list()) if (name.endsWith(".journal")) await this.#disk.remove(name);
+  }
+
+  /** Writes header and frames through the staging buffer, whole pages at a time; returns the record's checksum. */
+  #write(
+    entry: JournalFile,
+    length: number,
+    record: { sequence: number; epoch: number; lba: number; blockCount: number; kind: number },
+    source: Buffer | undefined,
+    sourceAt: number,
+  ): number {
+    const staging = this.#staging;
+    const recordPosition = entry.number * this.#fileBytes + this.#offset;
+    let fill = this.#offset % PAGE_BYTES;
+    let pageStart = this.#offset - fill;
+    const checksum = encodeRecordHead(staging, fill, { ...record, chain: this.#chain });
+    fill += recordHeadBytes(1);
+    for (let block = 0; source !== undefined && block < record.blockCount; block += 1) {
+      if (fill + RAW_FRAME_BYTES > STAGING_BYTES) {
+        const whole = fill - (fill % PAGE_BYTES);
+        entry.file.writeSync(staging.subarray(0, whole), pageStart);
+        staging.copyWithin(0, whole, fill);
+        pageStart += whole;
+        fill -= whole;
+      }
+      const from = sourceAt + block * BLOCK_BYTES;
+      source.copy(staging, fill + FRAME_HEADER_BYTES, from, from + BLOCK_BYTES);
+      const framePosition = recordPosition + recordHeadBytes(1) + block * RAW_FRAME_BYTES;
+      sealRawFrame(staging, fill, record.lba + block, journalFrameSeed(this.#seed, framePosition));
+      fill += RAW_FRAME_BYTES;
+    }
+    assert(pageStart + fill === this.#offset + length, "a record has the length that it says");
+    const padded = Math.ceil(fill / PAGE_BYTES) * PAGE_BYTES;
+    staging.fill(0, fill, padded);
+    entry.file.writeSync(staging.subarray(0, padded), pageStart);
+    const whole = fill - (fill % PAGE_BYTES);
+    if (whole > 0) staging.copyWithin(0, whole, fill);
+    return checksum;
+  }
+
+  /** Makes `entry` the file that records go to. */
+  #enter(entry: JournalFile, begins: boolean): void {
+    const header = {
+      uid: this.#uid,
+      journalId: this.#journalId,
+      fileNumber: entry.number,
+      firstSequence: this.#sequence + 1,
+      chain: this.#chain,
+      begins,
+      fileBytes: this.#fileBytes,
+    };
+    entry.header = header;
+    entry.file.writeSync(encodeFileHeader(header), 0);
+    this.#current = entry;
+    this.#offset = FILE_HEADER_BYTES;
+    this.#unsynced.add(entry);
+  }
+
+  async #startNext(): Promise<void> {
+    this.#nextSync = undefined;
+    this.#syncing = this.#syncNow();
+    await this.#syncing;
+  }
+
+  async #syncNow(): Promise<void> {
+    const position = this.position;
+    const files = [...this.#unsynced];
+    this.#unsynced.clear();
+    const names = this.#namesChanged;
+    this.#namesChanged = false;
+    try {
+      await Promise.all(files.map((entry) => entry.file.sync()));
+      if (names) await this.#disk.sync();
+      this.#syncedPosition = position;
+    } catch (error) {
+      this.distrusted = true;
+      this.#log.error("the journal's disk failed a sync: flushes go to S3 from now on; move the volume to another node", {
+        operation: "sync",
+        error: describe(error),
+      });
+      throw distrust();
+    } finally {
+      this.#syncing = undefined;
+    }
+  }
+
+  /** Makes the file after the current one ready, in the background, where there is none and the limit allows it. */
+  #prepareNext(): void {
+    if (this.#preparing !== undefined || this.#closed || this.#current === undefined) return;
+    const number = this.#current.number + 1;
+    if (this.#files.has(number)) {
+      this.#wakeWaiters();
+      return;
+    }
+    if (this.#spare.length === 0 && (this.#files.size + 1) * this.#fileBytes > this.#limitBytes && !this.#retireCurrent()) return;
+    this.#preparing = this.#prepare(number).finally(() => {
+      this.#preparing = undefined;
+      if (this.#files.has((this.#current?.number ?? 0) + 1)) this.#wakeWaiters();
+    });
+  }
+
+  async #prepare(number: number): Promise<void> {
+    const spare = this.#spare.shift();
+    try {
+      if (spare !== undefined) {
+        await this.#disk.rename(journalFileName(spare.number), journalFileName(number));
+        this.#files.set(number, { number, file: spare.file, header: undefined });
+      } else {
+        const file = await this.#disk.open(journalFileName(number), { create: true });
+        await file.allocate(this.#fileBytes);
+        this.#files.set(number, { number, file, header: undefined });
+      }
+      this.#namesChanged = true;
+      await this.#trimSpares();
+    } catch (error) {
+      if (spare !== undefined) this.#spare.unshift(spare);
+      else if (this.#retireCurrent()) return await this.#prepare(number);
+      const level = isKind(error, "exhausted") ? "the journal's disk is full: writes wait until S3 has taken older ones" : "cannot make a journal file";
+      this.#log.warn(level, { operation: "journal", error: describe(error) });
+    }
+  }
+
+  /**
+   * Where the disk has no room for another file and nothing in the current one is needed any more, the current one
+   * itself becomes the spare: so one file alone is enough to go on for ever.
+   */
+  #retireCurrent(): boolean {
+    const current = this.#current!;
+    if (this.#roomWaiters.length === 0 || this.#released < this.position || !this.#files.has(current.number)) return false;
+    this.#offset = this.#fileBytes;
+    this.#released = this.position;
+    this.#files.delete(current.number);
+    this.#unsynced.delete(current);
+    this.#spare.push(current);
+    return true;
+  }
+
+  /** One spare file is kept for the next turn, the others go back to the disk. */
+  async #trimSpares(): Promise<void> {
+    while (this.#spare.length > 1) await this.#discard([this.#spare.shift()!]);
+  }
+
+  async #discard(files: readonly JournalFile[]): Promise<void> {
+    for (const entry of files) {
+      await entry.file.close();
+      await this.#disk.remove(journalFileName(entry.number));
+    }
+  }
+
+  #wakeWaiters(): void {
+    const waiters = this.#roomWaiters;
+    this.#roomWaiters = [];
+    for (const resume of waiters) resume();
+  }
+}
+
+function distrust(): OperationError {
+  return new OperationError("unavailable", "the journal's disk failed a sync and is not trusted any more");
+}
