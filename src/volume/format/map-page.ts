@@ -7,24 +7,27 @@
  *   runs:  {u16 start   u16 count - 1   u32 word0   u32 word1}, ascending, not overlapping
  *   flat:  32768 x {u32 word0   u32 word1}, both zero = hole
  *
- *   word0: bits 31-16 source index + 1, 15-13 zero, 12-0 stored units (16 bytes each, frame header included)
+ *   word0: bits 31-16 source index + 1, 15-14 zero, 13 encoded, 12-0 stored units (16 bytes each, frame header included)
  *   word1: bits 31-26 zero, 25-22 block within the frame, 21-0 offset of the frame in units from the object's start
  *
- * Within a run, stored units of exactly 257 are raw frames of one block, of which the next stands 257 units further;
- * any other number is one encoded frame, whose blocks count up. Writers therefore never store an encoded frame in
- * exactly 257 units. Both encodings say the same; the smaller one is written.
+ * A run of raw frames (257 units, one block each) goes on 257 units further with every block; a run of an encoded frame
+ * stays at its offset and counts the block within the frame. Both encodings say the same; the smaller one is written.
  */
 import { assert } from "../../base/assert.ts";
 import { crc32 } from "../../base/checksum.ts";
+import { BLOCK_BYTES } from "../identity.ts";
 import { checkZero, corrupt } from "./fields.ts";
 import { OBJECT_REFERENCE_BYTES, type ObjectReferences, readReferences, writeReferences } from "./object-references.ts";
-import { MAX_FRAME_BLOCKS, MAX_VOLUME_BLOCKS, RAW_FRAME_BYTES, UNIT_BYTES } from "./segment.ts";
+import { FRAME_ALIGN_BYTES, RAW_FRAME_BYTES } from "./frame.ts";
+import { MAX_FRAME_BLOCKS, MAX_VOLUME_BLOCKS } from "./segment.ts";
 
 export const SHARD_BLOCKS = 32768;
 /** Shards of the largest volume. */
 export const MAX_SHARDS = MAX_VOLUME_BLOCKS / SHARD_BLOCKS;
 /** Stored units of a raw frame. */
-export const RAW_UNITS = RAW_FRAME_BYTES / UNIT_BYTES;
+export const RAW_FRAME_UNITS = RAW_FRAME_BYTES / FRAME_ALIGN_BYTES;
+/** In word0: the frame holds up to 16 blocks, encoded together. */
+export const ENCODED_FLAG = 1 << 13;
 const MAGIC = 0x504d_3353;
 const HEADER_BYTES = 32;
 const CRC_OFFSET = 24;
@@ -32,42 +35,12 @@ const RUN_BYTES = 12;
 const WORDS_BYTES = 8;
 const ENCODING_RUNS = 0;
 const ENCODING_FLAT = 1;
+const MAX_SOURCES = 65_535;
 const UNITS_MASK = 0x1fff;
+const MAX_FRAME_UNITS = 1 + (MAX_FRAME_BLOCKS * BLOCK_BYTES) / FRAME_ALIGN_BYTES;
 const OFFSET_LIMIT = 2 ** 22;
 /** Added to word1 for the next block of an encoded frame. */
 const NEXT_IN_FRAME = 2 ** 22;
-
-/** word0 of an entry: index of its source in the page, and the frame's stored length in units of 16 bytes. */
-export function packWord0(source: number, storedUnits: number): number {
-  return (((source + 1) << 16) | storedUnits) >>> 0;
-}
-
-/** word1 of an entry: where the frame begins in units of 16 bytes, and which of its blocks this is. */
-export function packWord1(offsetUnits: number, blockInFrame: number): number {
-  return ((blockInFrame << 22) | offsetUnits) >>> 0;
-}
-
-/** -1 for a hole. */
-export function sourceOf(word0: number): number {
-  return (word0 >>> 16) - 1;
-}
-
-export function storedUnitsOf(word0: number): number {
-  return word0 & UNITS_MASK;
-}
-
-export function offsetUnitsOf(word1: number): number {
-  return word1 & (OFFSET_LIMIT - 1);
-}
-
-export function blockInFrameOf(word1: number): number {
-  return (word1 >>> 22) & 15;
-}
-
-/** What word1 grows by from one block of a run to the next. */
-export function word1Step(word0: number): number {
-  return storedUnitsOf(word0) === RAW_UNITS ? RAW_UNITS : NEXT_IN_FRAME;
-}
 
 /** Growing columns, ascending by start, not overlapping. */
 export class MapPageRuns {
@@ -120,6 +93,7 @@ export interface MapPage {
 export function encodeMapPage(shard: number, sources: ObjectReferences, runs: MapPageRuns): Buffer {
   const problem = findRunProblem(runs, sources.count);
   assert(problem === undefined && shard < MAX_SHARDS, `map page cannot be written: ${problem ?? "shard"}`);
+  assert(sources.count <= MAX_SOURCES, "a map page names its sources in 16 bits");
   const flat = runs.count * RUN_BYTES > SHARD_BLOCKS * WORDS_BYTES;
   const body = HEADER_BYTES + sources.count * OBJECT_REFERENCE_BYTES;
   const bytes = Buffer.alloc(body + (flat ? SHARD_BLOCKS * WORDS_BYTES : runs.count * RUN_BYTES));
@@ -158,7 +132,7 @@ export function decodeMapPage(bytes: Buffer, expectedShard: number): MapPage {
   const body = HEADER_BYTES + sourceCount * OBJECT_REFERENCE_BYTES;
   const length = body + runCount * (encoding === ENCODING_FLAT ? WORDS_BYTES : RUN_BYTES);
   const flatCountHolds = encoding !== ENCODING_FLAT || runCount === SHARD_BLOCKS;
-  if (length !== bytes.length || sourceCount > SHARD_BLOCKS || runCount > SHARD_BLOCKS || !flatCountHolds) {
+  if (length !== bytes.length || sourceCount > MAX_SOURCES || runCount > SHARD_BLOCKS || !flatCountHolds) {
     throw corrupt("map page does not hold what it counts", { shard, sourceCount, runCount });
   }
   const sources = readReferences(bytes, HEADER_BYTES, sourceCount);
@@ -231,23 +205,37 @@ function readFlat(bytes: Buffer, body: number): MapPageRuns {
   return runs;
 }
 
+/** What word1 grows by from one block of a run to the next. */
+function word1Step(word0: number): number {
+  return (word0 & ENCODED_FLAG) === 0 ? RAW_FRAME_UNITS : NEXT_IN_FRAME;
+}
+
 function findRunProblem(runs: MapPageRuns, sourceCount: number): string | undefined {
   let next = 0;
   for (let index = 0; index < runs.count; index += 1) {
     const blockCount = runs.blockCount[index];
-    const word0 = runs.word0[index];
-    const word1 = runs.word1[index];
-    const units = storedUnitsOf(word0);
-    const source = sourceOf(word0);
     if (runs.start[index] < next) return "runs overlap or are not in order";
     next = runs.start[index] + blockCount;
     if (blockCount === 0 || next > SHARD_BLOCKS) return "run is outside the shard";
-    if (source < 0 || source >= sourceCount) return "run names no source";
-    if ((word0 & 0xe000) !== 0 || word1 >>> 26 !== 0) return "run has reserved bits";
-    const frames = units === RAW_UNITS ? blockCount : 1;
-    const lastBlock = blockInFrameOf(word1) + (units === RAW_UNITS ? 0 : blockCount - 1);
-    if (units < 2 || offsetUnitsOf(word1) + frames * units > OFFSET_LIMIT) return "run is outside any segment";
-    if (lastBlock > (units === RAW_UNITS ? 0 : MAX_FRAME_BLOCKS - 1)) return "run is longer than its frame";
+    const problem = findEntryProblem(runs.word0[index], runs.word1[index], blockCount, sourceCount);
+    if (problem !== undefined) return problem;
   }
   return undefined;
+}
+
+/** What is wrong with a run of `blockCount` blocks that begins with the entry (word0, word1). */
+function findEntryProblem(word0: number, word1: number, blockCount: number, sourceCount: number): string | undefined {
+  const source = (word0 >>> 16) - 1;
+  const storedUnits = word0 & UNITS_MASK;
+  const offsetUnits = word1 % OFFSET_LIMIT;
+  const blockInFrame = Math.floor(word1 / NEXT_IN_FRAME);
+  if (source < 0 || source >= sourceCount) return "run names no source";
+  if ((word0 & 0xc000) !== 0 || blockInFrame >= MAX_FRAME_BLOCKS) return "run has reserved bits";
+  if ((word0 & ENCODED_FLAG) === 0) {
+    if (storedUnits !== RAW_FRAME_UNITS || blockInFrame !== 0) return "raw run is not of raw frames";
+    return offsetUnits + blockCount * storedUnits > OFFSET_LIMIT ? "run is outside any segment" : undefined;
+  }
+  if (storedUnits < 2 || storedUnits > MAX_FRAME_UNITS) return "encoded frame has no valid length";
+  if (offsetUnits + storedUnits > OFFSET_LIMIT) return "run is outside any segment";
+  return blockInFrame + blockCount > MAX_FRAME_BLOCKS ? "run is longer than its frame" : undefined;
 }

@@ -15,11 +15,8 @@ import { assert } from "../../base/assert.ts";
 import { BLOCK_BYTES, type Epoch, MAX_VOLUME_BYTES, type SegmentSeq, type VolumeUid } from "../identity.ts";
 import { decodeEnvelope, ENVELOPE_BYTES, type EnvelopeHeader, sealEnvelope } from "./envelope.ts";
 import { checkZero, corrupt, readU64, writeU64, writtenByNewer } from "./fields.ts";
+import { FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, RAW_FRAME_BYTES } from "./frame.ts";
 
-/** Frames and what is told about them are counted in units of this size. */
-export const UNIT_BYTES = 16;
-/** A frame of one raw block: 16 bytes of header, 4096 of data. The map tells raw from encoded frames by this size. */
-export const RAW_FRAME_BYTES = 16 + BLOCK_BYTES;
 export const MAX_FRAME_BLOCKS = 16;
 /** What the map can address: 2^22 units. */
 export const MAX_SEGMENT_BYTES = 64 * 1024 * 1024;
@@ -36,7 +33,7 @@ export type SegmentType = "data" | "fence" | "start";
 export const EXTENT_RAW = 0;
 /** No frames: the blocks read as zeroes. */
 export const EXTENT_ZERO = 1;
-/** One frame of up to 16 blocks; never exactly RAW_FRAME_BYTES long (a writer adds a unit of padding then). */
+/** One frame of up to 16 blocks. */
 export const EXTENT_ENCODED = 2;
 
 /** Growing columns; index 0 is the oldest write, and a later extent wins over an earlier one. */
@@ -124,7 +121,7 @@ export function segmentHeadBytes(extentCount: number): number {
 
 /** The same, from the section length that peekEnvelope tells: how much of an object is its head. */
 export function segmentDataOffset(sectionLength: number): number {
-  return Math.ceil((ENVELOPE_BYTES + sectionLength) / UNIT_BYTES) * UNIT_BYTES;
+  return Math.ceil((ENVELOPE_BYTES + sectionLength) / FRAME_ALIGN_BYTES) * FRAME_ALIGN_BYTES;
 }
 
 /** The whole head, padded to where the data begins. Offsets in `extents` must be final (segmentHeadBytes). */
@@ -250,7 +247,7 @@ function findHeadProblem(head: SegmentHead, sequence: number): string | undefine
 
 function findExtentProblem(extents: SegmentExtents, dataOffset: number, dataLength: number): string | undefined {
   const dataEnd = dataOffset + dataLength;
-  if (dataLength % UNIT_BYTES !== 0) return "data length is no multiple of 16";
+  if (dataLength % FRAME_ALIGN_BYTES !== 0) return "data length is no multiple of 16";
   if (dataEnd > MAX_SEGMENT_BYTES) return "segment is too large";
   for (let index = 0; index < extents.count; index += 1) {
     const kind = extents.kind[index];
@@ -264,7 +261,7 @@ function findExtentProblem(extents: SegmentExtents, dataOffset: number, dataLeng
       if (offset !== 0 || storedLength !== 0) return "zero extent names data";
       continue;
     }
-    if (offset % UNIT_BYTES !== 0 || storedLength % UNIT_BYTES !== 0) return "extent is not aligned";
+    if (offset % FRAME_ALIGN_BYTES !== 0 || storedLength % FRAME_ALIGN_BYTES !== 0) return "extent is not aligned";
     if (offset < dataOffset || offset + storedLength > dataEnd) return "extent is outside the segment's data";
     if (
       kind === EXTENT_RAW ? storedLength !== blockCount * RAW_FRAME_BYTES : !isEncodedLength(storedLength, blockCount)
@@ -276,6 +273,6 @@ function findExtentProblem(extents: SegmentExtents, dataOffset: number, dataLeng
 }
 
 function isEncodedLength(storedLength: number, blockCount: number): boolean {
-  if (blockCount > MAX_FRAME_BLOCKS || storedLength === RAW_FRAME_BYTES) return false;
-  return storedLength > UNIT_BYTES && storedLength <= 2 * UNIT_BYTES + blockCount * BLOCK_BYTES;
+  const fits = storedLength > FRAME_HEADER_BYTES && storedLength <= FRAME_HEADER_BYTES + blockCount * BLOCK_BYTES;
+  return fits && blockCount <= MAX_FRAME_BLOCKS;
 }
