@@ -1,60 +1,24 @@
 /**
  * One shard of the map: where the newest stored version of each of its 32,768 blocks (128 MiB) stands in S3.
  *
- * An entry is two 32-bit words (docs/format.md, map page): word0 = source index + 1 (bits 16 … 31, 0 = hole), encoded
- * flag (bit 13), stored length in 16-byte units (bits 0 … 12); word1 = frame offset in 16-byte units (bits 0 … 21),
- * block in frame (bits 22 … 25). A source is a segment: (lineage, epoch, sequence).
+ * An entry is the two 32-bit words of a map page (format/map-page.ts); word0 = 0 is a hole. A source is a segment:
+ * (lineage, epoch, sequence).
  *
  * Two forms, both without an object per block: sorted runs (12 bytes each) while they are few, else a flat array
  * (8 bytes a block, 256 KiB). Runs never overlap and never hold holes.
  */
 import { assert } from "../base/assert.ts";
-import { RAW_FRAME_BYTES, FRAME_ALIGN_BYTES } from "./format/frame.ts";
+import { MapPageRuns, SHARD_BLOCKS, word1Step } from "./format/map-page.ts";
+import { ObjectReferences } from "./format/object-references.ts";
 
-export const SHARD_BLOCKS = 32_768;
-export const RAW_FRAME_UNITS = RAW_FRAME_BYTES / FRAME_ALIGN_BYTES;
-export const ENCODED_FLAG = 1 << 13;
 const MAX_RUNS = 4096;
 const MAX_SOURCES = 65_000;
 
-/** The segments that a shard's entries name. */
-export class MapSources {
-  count = 0;
-  lineage = new Uint16Array(4);
-  epoch = new Float64Array(4);
-  sequence = new Float64Array(4);
-  /** The block cache's number for the object, -1 until it was asked for. */
-  handle = new Int32Array(4).fill(-1);
-
-  push(lineage: number, epoch: number, sequence: number): number {
-    if (this.count === this.lineage.length) this.#grow();
-    this.lineage[this.count] = lineage;
-    this.epoch[this.count] = epoch;
-    this.sequence[this.count] = sequence;
-    this.handle[this.count] = -1;
-    return this.count++;
-  }
-
-  /** Index of the source, added where it is new; looks at the newest first. */
-  indexOf(lineage: number, epoch: number, sequence: number): number {
-    for (let index = this.count - 1; index >= 0 && index >= this.count - 4; index -= 1) {
-      if (this.sequence[index] === sequence && this.epoch[index] === epoch && this.lineage[index] === lineage) return index;
-    }
-    return this.push(lineage, epoch, sequence);
-  }
-
-  #grow(): void {
-    const size = this.count * 2;
-    this.lineage = copyOf(new Uint16Array(size), this.lineage);
-    this.epoch = copyOf(new Float64Array(size), this.epoch);
-    this.sequence = copyOf(new Float64Array(size), this.sequence);
-    this.handle = copyOf(new Int32Array(size), this.handle);
-  }
-}
-
 export class MapShard {
   readonly index: number;
-  sources = new MapSources();
+  sources = new ObjectReferences();
+  /** Per source: the number of the object in the block cache, plus one; 0 until it was asked for. */
+  handles = new Uint32Array(16);
   /** Changed since it was last written to a map object. */
   dirty = false;
   /** Turn of the last use, for eviction. */
@@ -133,7 +97,16 @@ export class MapShard {
   /** Source index for new entries; tidies the table first when it has grown full of dead sources. */
   sourceIndex(lineage: number, epoch: number, sequence: number): number {
     if (this.sources.count >= MAX_SOURCES) this.tidySources();
-    return this.sources.indexOf(lineage, epoch, sequence);
+    const { sources } = this;
+    for (let index = sources.count - 1; index >= 0 && index >= sources.count - 4; index -= 1) {
+      if (sources.sequence[index] === sequence && sources.epoch[index] === epoch && sources.lineage[index] === lineage) {
+        return index;
+      }
+    }
+    const added = sources.push({ lineage, epoch, sequence });
+    if (sources.count > this.handles.length) this.handles = copyOf(new Uint32Array(sources.lineage.length), this.handles);
+    this.handles[added] = 0;
+    return added;
   }
 
   /** Calls `visit` for every run in block order. */
@@ -153,16 +126,19 @@ export class MapShard {
   /** Drops the sources that no entry names any more and renumbers the rest. */
   tidySources(): void {
     const old = this.sources;
+    const oldHandles = this.handles;
     const renumbered = new Uint32Array(old.count);
-    const kept = new MapSources();
+    const kept = new ObjectReferences();
+    const handles = new Uint32Array(Math.max(16, old.lineage.length));
     const renumber = (words: Uint32Array, count: number, stride: number): void => {
       for (let index = 0; index < count; index += 1) {
         const word0 = words[index * stride];
         if (word0 === 0) continue;
         const source = (word0 >>> 16) - 1;
         if (renumbered[source] === 0) {
-          const added = kept.push(old.lineage[source], old.epoch[source], old.sequence[source]);
-          kept.handle[added] = old.handle[source];
+          const row = { lineage: old.lineage[source], epoch: old.epoch[source], sequence: old.sequence[source] };
+          const added = kept.push(row);
+          handles[added] = oldHandles[source];
           renumbered[source] = added + 1;
         }
         words[index * stride] = ((renumbered[source] << 16) | (word0 & 0xffff)) >>> 0;
@@ -171,16 +147,38 @@ export class MapShard {
     if (this.#flat === undefined) renumber(this.#word0, this.#runs, 1);
     else renumber(this.#flat, SHARD_BLOCKS, 2);
     this.sources = kept;
+    this.handles = handles;
+  }
+
+  /** Everything that the shard's page holds, with dead sources dropped. */
+  toPage(): { sources: ObjectReferences; runs: MapPageRuns } {
+    this.tidySources();
+    const runs = new MapPageRuns(Math.max(16, this.#runs));
+    this.forEachRun((block, blocks, word0, word1) => runs.push(block, blocks, word0, word1));
+    return { sources: this.sources, runs };
+  }
+
+  /** A shard as its page describes it, clean. */
+  static fromPage(index: number, page: { sources: ObjectReferences; runs: MapPageRuns }): MapShard {
+    const shard = new MapShard(index);
+    shard.sources = page.sources;
+    shard.handles = new Uint32Array(page.sources.lineage.length);
+    const { runs } = page;
+    for (let run = 0; run < runs.count; run += 1) {
+      shard.set(runs.start[run], runs.blockCount[run], runs.word0[run], runs.word1[run]);
+    }
+    shard.dirty = false;
+    return shard;
   }
 
   #locateFlat(flat: Uint32Array, block: number, limit: number): void {
     const word0 = flat[block * 2];
     const word1 = flat[block * 2 + 1];
     const end = block + limit < SHARD_BLOCKS ? block + limit : SHARD_BLOCKS;
-    const step = word0 === 0 ? 0 : stepOf(word0);
+    const step = word0 === 0 ? 0 : word1Step(word0);
     let next = block + 1;
     let expected = word1 + step;
-    while (next < end && flat[next * 2] === word0 && flat[next * 2 + 1] === expected && isSameFrame(word0, word1, expected)) {
+    while (next < end && flat[next * 2] === word0 && flat[next * 2 + 1] === expected && isSameFrame(word1, expected)) {
       next += 1;
       expected += step;
     }
@@ -265,21 +263,16 @@ export class MapShard {
 
 /** word1 of the block `blocks` after one whose entry is (word0, word1). */
 export function advanceWord1(word0: number, word1: number, blocks: number): number {
-  return word1 + stepOf(word0) * blocks;
+  return word1 + word1Step(word0) * blocks;
 }
 
-/** What word1 grows by from one block of a run to the next: the next raw frame, or the next block of one encoded frame. */
-function stepOf(word0: number): number {
-  return (word0 & ENCODED_FLAG) === 0 ? RAW_FRAME_UNITS : 1 << 22;
-}
-
-/** An encoded frame's block number must not overflow into the next frame's entries. */
-function isSameFrame(word0: number, first: number, next: number): boolean {
-  return (word0 & ENCODED_FLAG) === 0 || first >>> 26 === next >>> 26;
+/** Whether two entries of an encoded frame's run can belong together: its block number must not have overflowed. */
+function isSameFrame(first: number, next: number): boolean {
+  return next >>> 26 === first >>> 26;
 }
 
 function fillFlat(flat: Uint32Array, block: number, blocks: number, word0: number, word1: number): void {
-  const step = word0 === 0 ? 0 : stepOf(word0);
+  const step = word0 === 0 ? 0 : word1Step(word0);
   let entry = word1;
   for (let at = block * 2; at < (block + blocks) * 2; at += 2) {
     flat[at] = word0;

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
-import { ENCODED_FLAG, MapShard, RAW_FRAME_UNITS, SHARD_BLOCKS } from "../../src/volume/map-shard.ts";
+import { packWord0, RAW_UNITS, SHARD_BLOCKS, storedUnitsOf } from "../../src/volume/format/map-page.ts";
+import { MapShard } from "../../src/volume/map-shard.ts";
 
 interface Entry {
   source: string;
@@ -21,8 +22,8 @@ function check(shard: MapShard, model: (Entry | undefined)[]): void {
       assert.ok(expected, `block ${block + index} is mapped`);
       const source = (shard.foundWord0 >>> 16) - 1;
       assert.equal(`${shard.sources.epoch[source]}/${shard.sources.sequence[source]}`, expected.source);
-      const encoded = (shard.foundWord0 & ENCODED_FLAG) !== 0;
-      const word1 = shard.foundWord1 + index * (encoded ? 2 ** 22 : RAW_FRAME_UNITS);
+      const encoded = storedUnitsOf(shard.foundWord0) !== RAW_UNITS;
+      const word1 = shard.foundWord1 + index * (encoded ? 2 ** 22 : RAW_UNITS);
       assert.equal(word1, expected.offset);
     }
     block += shard.foundBlocks;
@@ -51,12 +52,12 @@ for (const { seed, maxBlocks } of [
       const sequence = Math.floor(step / 10);
       const source = shard.sourceIndex(0, 7, sequence);
       const offset = random.below(1000);
-      shard.set(block, blocks, (((source + 1) << 16) | (encoded ? ENCODED_FLAG | 40 : RAW_FRAME_UNITS)) >>> 0, offset);
+      shard.set(block, blocks, packWord0(source, encoded ? 40 : RAW_UNITS), offset);
       for (let index = 0; index < blocks; index += 1) {
-        model[block + index] = { source: `7/${sequence}`, offset: offset + index * (encoded ? 2 ** 22 : RAW_FRAME_UNITS) };
+        model[block + index] = { source: `7/${sequence}`, offset: offset + index * (encoded ? 2 ** 22 : RAW_UNITS) };
       }
       if (step % 4000 === 3999) {
-        shard.tidySources();
+        check(MapShard.fromPage(0, shard.toPage()), model);
         check(shard, model);
       }
     }
