@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
-import { packWord0, RAW_UNITS, SHARD_BLOCKS, storedUnitsOf } from "../../src/volume/format/map-page.ts";
+import { ENCODED_FLAG, RAW_FRAME_UNITS, SHARD_BLOCKS } from "../../src/volume/format/map-page.ts";
 import { MapShard } from "../../src/volume/map-shard.ts";
 
 interface Entry {
@@ -22,8 +22,8 @@ function check(shard: MapShard, model: (Entry | undefined)[]): void {
       assert.ok(expected, `block ${block + index} is mapped`);
       const source = (shard.foundWord0 >>> 16) - 1;
       assert.equal(`${shard.sources.epoch[source]}/${shard.sources.sequence[source]}`, expected.source);
-      const encoded = storedUnitsOf(shard.foundWord0) !== RAW_UNITS;
-      const word1 = shard.foundWord1 + index * (encoded ? 2 ** 22 : RAW_UNITS);
+      const encoded = (shard.foundWord0 & ENCODED_FLAG) !== 0;
+      const word1 = shard.foundWord1 + index * (encoded ? 2 ** 22 : RAW_FRAME_UNITS);
       assert.equal(word1, expected.offset);
     }
     block += shard.foundBlocks;
@@ -52,9 +52,9 @@ for (const { seed, maxBlocks } of [
       const sequence = Math.floor(step / 10);
       const source = shard.sourceIndex(0, 7, sequence);
       const offset = random.below(1000);
-      shard.set(block, blocks, packWord0(source, encoded ? 40 : RAW_UNITS), offset);
+      shard.set(block, blocks, (((source + 1) << 16) | (encoded ? ENCODED_FLAG | 40 : RAW_FRAME_UNITS)) >>> 0, offset);
       for (let index = 0; index < blocks; index += 1) {
-        model[block + index] = { source: `7/${sequence}`, offset: offset + index * (encoded ? 2 ** 22 : RAW_UNITS) };
+        model[block + index] = { source: `7/${sequence}`, offset: offset + index * (encoded ? 2 ** 22 : RAW_FRAME_UNITS) };
       }
       if (step % 4000 === 3999) {
         check(MapShard.fromPage(0, shard.toPage()), model);
