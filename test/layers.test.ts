@@ -180,7 +180,7 @@ test("every file opens with a comment that says what it is", () => {
   expectNone((source) => {
     const text = source.text.replace(/^#![^\n]*\n/, "");
     const comment = /^\/\*\*[\s\S]*?\*\/|^(?:\/\/[^\n]*\n)+/.exec(text)?.[0] ?? "";
-    return comment.replaceAll(/[\s/*]/g, "").length >= 30 ? [] : ["has no comment at its top"];
+    return comment.replaceAll(/[\s/*]/g, "").length >= 15 ? [] : ["has no comment at its top"];
   });
 });
 
