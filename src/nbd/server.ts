@@ -1,0 +1,188 @@
+/**
+ * The NBD server: listens, negotiates, serves each client by a Transmission. Standalone, without the kernel.
+ *
+ * Bounds: connections in all, seconds a handshake may take, memory a connection (transmission.ts). A client that breaks
+ * the protocol loses its own connection and nobody else's. A unix socket is for its owner alone (0600, in a 0700
+ * directory where the server makes one); TCP has neither encryption nor authentication yet and is refused
+ * unless whoever listens says that this is wanted.
+ */
+import { chmod, mkdir, rm } from "node:fs/promises";
+import type { Socket } from "node:net";
+import { Server, connect } from "node:net";
+import { dirname } from "node:path";
+import type { Clock } from "../base/clock.ts";
+import { OperationError, asOperationError } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
+import type { Connection } from "./connection.ts";
+import type { ExportSource } from "./export-source.ts";
+import type { HandshakeResult } from "./handshake.ts";
+import { performHandshake } from "./handshake.ts";
+import { SlabPool } from "./slab-pool.ts";
+import { connectionOfAccepted } from "./socket-connection.ts";
+import { Transmission } from "./transmission.ts";
+
+const HANDSHAKE_TIMEOUT_MS = 10_000;
+const CONNECTION_LIMIT = 256;
+
+export type ListenAddress =
+  { path: string } | { host: string; port: number; /** Serve without TLS: anyone who reaches the port owns the data. */ insecure: boolean };
+
+export interface NbdServerOptions {
+  source: ExportSource;
+  clock: Clock;
+  log: Log;
+  /** Connections at one time, handshakes included; more are closed at once. Default 256. */
+  connectionLimit?: number;
+  /** Default 10 s. */
+  handshakeTimeoutMs?: number;
+  /** See TransmissionOptions. */
+  memoryLimitBytes?: number;
+}
+
+export class NbdServer {
+  readonly #source: ExportSource;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #connectionLimit: number;
+  readonly #handshakeTimeoutMs: number;
+  readonly #memoryLimitBytes: number | undefined;
+  readonly #pool = new SlabPool();
+  readonly #listeners: Server[] = [];
+  readonly #handshakes = new Set<Connection>();
+  readonly #transmissions = new Set<Transmission>();
+  readonly #clients = new Set<Promise<void>>();
+  #closing = false;
+
+  constructor(options: NbdServerOptions) {
+    this.#source = options.source;
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#connectionLimit = options.connectionLimit ?? CONNECTION_LIMIT;
+    this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS;
+    this.#memoryLimitBytes = options.memoryLimitBytes;
+  }
+
+  /** Clients connected now, those in the handshake included. */
+  get connectionCount(): number {
+    return this.#clients.size;
+  }
+
+  /** The transmissions running now, for their counters. */
+  transmissions(): readonly Transmission[] {
+    return [...this.#transmissions];
+  }
+
+  /**
+   * Starts to accept; may be called for several addresses. Answers the TCP port, 0 for a unix socket. A socket file that
+   * nobody listens on any more is replaced. "in-use" where somebody does; "invalid" for TCP without `insecure`.
+   */
+  async listen(address: ListenAddress): Promise<number> {
+    if ("host" in address && !address.insecure) {
+      throw new OperationError("invalid", "tcp needs tls, which is not built in yet: use a unix socket or ask for insecure", {
+        context: { host: address.host, port: address.port },
+      });
+    }
+    if ("path" in address) await prepareSocketPath(address.path);
+    const listener = new Server({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, (socket) => this.#accept(socket));
+    await bind(listener, address);
+    this.#listeners.push(listener);
+    if ("path" in address) {
+      await chmod(address.path, 0o600);
+      return 0;
+    }
+    const bound = listener.address();
+    return bound !== null && typeof bound === "object" ? bound.port : 0;
+  }
+
+  /**
+   * Accepts nobody else, takes no new request, answers what runs, then closes every connection; after `graceMs` without
+   * waiting for clients that do not read. Resolves when every device has settled and every export is released.
+   */
+  async close(graceMs = 5_000): Promise<void> {
+    this.#closing = true;
+    const listenersClosed = this.#listeners.map((listener) => new Promise((resolve) => listener.close(resolve)));
+    for (const connection of this.#handshakes) connection.destroy();
+    const timer = this.#clock.after(graceMs, () => {
+      for (const transmission of this.#transmissions) void transmission.destroy();
+    });
+    await Promise.all(this.transmissions().map((transmission) => transmission.drain()));
+    timer.cancel();
+    await Promise.all(this.transmissions().map((transmission) => transmission.destroy()));
+    await Promise.all(this.#clients);
+    await Promise.all(listenersClosed);
+  }
+
+  #accept(socket: Socket): void {
+    if (this.#closing || this.#clients.size >= this.#connectionLimit) {
+      if (!this.#closing) this.#log.warn("connection refused: too many", { connections: this.#clients.size });
+      socket.on("error", () => {});
+      socket.destroy();
+      return;
+    }
+    const client = this.#serve(connectionOfAccepted(socket)).finally(() => this.#clients.delete(client));
+    this.#clients.add(client);
+  }
+
+  async #serve(connection: Connection): Promise<void> {
+    const negotiated = await this.#negotiate(connection);
+    if (negotiated === undefined) return;
+    const { handle, name, leftover } = negotiated;
+    const log = this.#log.child({ export: name });
+    const transmission = new Transmission(connection, handle.device, {
+      log,
+      leftover,
+      pool: this.#pool,
+      ...(this.#memoryLimitBytes === undefined ? {} : { memoryLimitBytes: this.#memoryLimitBytes }),
+    });
+    this.#transmissions.add(transmission);
+    if (this.#closing) void transmission.destroy();
+    const end = await transmission.closed;
+    this.#transmissions.delete(transmission);
+    const level = end.reason === "protocol" ? "warn" : "debug";
+    log[level]("client gone", { reason: end.reason, detail: end.detail });
+    await handle.release();
+  }
+
+  async #negotiate(connection: Connection): Promise<HandshakeResult | undefined> {
+    this.#handshakes.add(connection);
+    const timer = this.#clock.after(this.#handshakeTimeoutMs, () => {
+      this.#log.warn("handshake refused", { reason: `not through after ${this.#handshakeTimeoutMs} ms` });
+      connection.destroy();
+    });
+    try {
+      return await performHandshake(connection, this.#source, { log: this.#log });
+    } finally {
+      timer.cancel();
+      this.#handshakes.delete(connection);
+    }
+  }
+}
+
+function bind(listener: Server, address: ListenAddress): Promise<void> {
+  return new Promise((resolve, reject) => {
+    listener.once("error", (error) => reject(asOperationError(error, "unavailable", "cannot listen")));
+    listener.listen({ ...address, backlog: 128 }, () => resolve());
+  });
+}
+
+/** Makes the directory where it is missing and removes a socket nobody listens on. */
+async function prepareSocketPath(path: string): Promise<void> {
+  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  if (await somebodyListens(path)) {
+    throw new OperationError("in-use", "another server listens on this socket: stop it or choose another path", {
+      context: { path },
+    });
+  }
+  await rm(path, { force: true });
+}
+
+function somebodyListens(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const probe = connect(path);
+    probe.once("connect", () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once("error", () => resolve(false));
+  });
+}
