@@ -6,6 +6,7 @@
 import type { Clock } from "../base/clock.ts";
 import { OperationError } from "../base/errors.ts";
 import { systemClock } from "../base/system-clock.ts";
+import { bodyLength } from "./body.ts";
 import { cutPage } from "./list-page.ts";
 import { assertKey, assertKeyPrefix, compareKeys } from "./object-key.ts";
 import type {
@@ -37,8 +38,9 @@ export class MemoryStore implements ObjectStore {
   async putIfAbsent(key: string, body: readonly Uint8Array[], options: RequestOptions = {}): Promise<PutOutcome> {
     assertKey(key);
     failIfAborted(options);
+    const length = bodyLength(body);
     if (this.#objects.has(key)) return "exists";
-    this.#objects.set(key, { body: Buffer.concat(body), modifiedMs: this.#clock.now() });
+    this.#objects.set(key, { body: Buffer.concat(body, length), modifiedMs: this.#clock.now() });
     this.#sortedKeys = undefined;
     return "created";
   }
