@@ -206,7 +206,7 @@ function readFlat(bytes: Buffer, body: number): MapPageRuns {
 }
 
 /** What word1 grows by from one block of a run to the next. */
-function word1Step(word0: number): number {
+export function word1Step(word0: number): number {
   return (word0 & ENCODED_FLAG) === 0 ? RAW_FRAME_UNITS : NEXT_IN_FRAME;
 }
 
