@@ -130,12 +130,26 @@ export class BlockMap {
     return this.#dirtyBytes * 2 > this.#budget.limitBytes;
   }
 
-  /** Every shard changed since it was last written, in order; each is marked clean: mark it dirty again on failure. */
+  /**
+   * Every shard changed since it was last written, in order; each is marked clean and as being written: give it
+   * back by written() whether that succeeded or not.
+   */
   takeDirty(): MapShard[] {
     const dirty = [...this.#shards.values()].filter((shard) => shard.dirty);
-    for (const shard of dirty) shard.dirty = false;
+    for (const shard of dirty) {
+      shard.dirty = false;
+      shard.writing = true;
+    }
     this.#dirtyBytes = 0;
     return dirty.toSorted((left, right) => left.index - right.index);
+  }
+
+  /** The pages of these shards are in S3 and in the directory (`failed` false), or are not. */
+  written(shards: readonly MapShard[], failed: boolean): void {
+    for (const shard of shards) {
+      shard.writing = false;
+      if (failed) shard.dirty = true;
+    }
   }
 
   /** A page of `shard` is in S3 now; undefined = the shard is empty and has none. */
@@ -205,7 +219,7 @@ export class BlockMap {
     const clean: MapShard[] = [];
     for (const shard of this.#shards.values()) {
       if (shard.dirty) dirtyBytes += this.#accounted.get(shard.index) ?? 0;
-      else if (shard.index !== keep) clean.push(shard);
+      else if (shard.index !== keep && !shard.writing) clean.push(shard);
     }
     this.#dirtyBytes = dirtyBytes;
     clean.sort((left, right) => left.lastUsed - right.lastUsed);

@@ -21,6 +21,8 @@ export class MapShard {
   handles = new Uint32Array(16);
   /** Changed since it was last written to a map object. */
   dirty = false;
+  /** Its page is on the way to S3: it must not be dropped, because the directory still names the old page. */
+  writing = false;
   /** Turn of the last use, for eviction. */
   lastUsed = 0;
   /** Result of locate(): the entry (word0 = 0 for a hole) and the number of blocks it holds for. */

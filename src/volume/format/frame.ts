@@ -60,7 +60,30 @@ export function isIntactRawFrame(bytes: Buffer, at: number, lba: number, seed: n
   );
 }
 
-/** Gives an intact raw frame another place: the checksum is made anew for `seed`. */
-export function resealRawFrame(bytes: Buffer, at: number, seed: number): void {
-  bytes.writeUInt32LE(crc32(bytes.subarray(at + 4, at + RAW_FRAME_BYTES), seed), at);
+/**
+ * Gives an intact raw frame another place: swaps the seed of its checksum without reading its payload. CRC-32 is linear,
+ * so for a fixed length the checksums under two seeds differ by a function of the seeds' difference alone.
+ */
+export function resealRawFrame(bytes: Buffer, at: number, oldSeed: number, newSeed: number): void {
+  const difference = oldSeed ^ newSeed;
+  const change =
+    SEED_CHANGE[difference & 0xff] ^
+    SEED_CHANGE[0x100 | ((difference >>> 8) & 0xff)] ^
+    SEED_CHANGE[0x200 | ((difference >>> 16) & 0xff)] ^
+    SEED_CHANGE[0x300 | (difference >>> 24)];
+  bytes.writeUInt32LE((bytes.readUInt32LE(at) ^ change) >>> 0, at);
+}
+
+/** What each byte of a seed's difference does to the checksum of a raw frame: 4 × 256 entries. */
+const SEED_CHANGE = makeSeedChange();
+
+function makeSeedChange(): Uint32Array {
+  const zeroes = Buffer.alloc(RAW_FRAME_BYTES - 4);
+  const table = new Uint32Array(1024);
+  const unchanged = crc32(zeroes, 0);
+  for (let index = 0; index < 1024; index += 1) {
+    const difference = ((index & 0xff) << ((index >>> 8) * 8)) >>> 0;
+    table[index] = crc32(zeroes, difference) ^ unchanged;
+  }
+  return table;
 }
