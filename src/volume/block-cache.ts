@@ -1,0 +1,513 @@
+/**
+ * The block cache: parts of 64 KiB of the volumes' immutable objects in one file on the node's disk. One cache serves
+ * all volumes of a thread. Content never goes stale, because an object's identity is never used twice.
+ *
+ * - Every byte served was compared with a checksum made when it came from S3, by 4 KiB and seeded with the part's
+ *   identity: rot, swapped and rolled-back content is found, dropped, counted and answered as a miss. Only
+ *   readUnverifiedSync leaves that to its caller.
+ * - Nothing here may fail a read of a volume: errors of the disk turn into misses, and into a cache that is off.
+ * - Filling never waits: parts are copied into a bounded number of buffers, written behind one at a time (the thread
+ *   pool also serves the journal's syncs), served from there meanwhile, and left out while all buffers are full.
+ * - The file is never synced: after a loss of power the checksums sort out what is left.
+ */
+import { assert } from "../base/assert.ts";
+import { crc32 } from "../base/checksum.ts";
+import type { Clock } from "../base/clock.ts";
+import type { Disk, DiskFile } from "../base/disk.ts";
+import { describe, isKind, OperationError } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
+import { loadCacheIndex, ROW_BYTES, saveCacheIndex } from "./cache-index-file.ts";
+import {
+  CacheIndex,
+  INDEX_BYTES_PER_SLOT,
+  NO_SLOT,
+  type ObjectIdentity,
+  PART_BYTES,
+  SUB_BLOCK_BYTES,
+  SUB_BLOCKS,
+} from "./cache-index.ts";
+import type { VolumeUid } from "./identity.ts";
+
+const FILE_NAME = "cache-blocks";
+const MIN_SLOTS = 64;
+/** So much of the file system the cache leaves free when it opens: journals live there too. */
+const SPARED_FRACTION = 0.1;
+/** The index is saved when what came in since the last time weighs this many times the index. */
+const SAVE_RATIO = 16;
+const MIN_SAVE_PARTS = 256;
+const MIN_SAVE_INTERVAL_MS = 10_000;
+/** A synchronous read that took longer was not in the page cache; then this many reads go off the thread. */
+const SLOW_READ_MS = 0.25;
+const SLOW_READ_CREDIT = 32;
+/** So many disk errors turn the cache off. */
+const MAX_DISK_ERRORS = 8;
+const SEED_STEP = 0x9e3779b1;
+
+export interface BlockCacheOptions {
+  /** Undefined, or a capacity under 4 MiB: no cache, every read is a miss. */
+  disk: Disk | undefined;
+  capacityBytes: number;
+  clock: Clock;
+  log: Log;
+  /** Memory for parts on their way to the disk; default 16 MiB. */
+  writeBufferBytes?: number;
+  /** Limit of the index's memory, and so of the cache: default 128 MiB, which is enough for 71 GiB. */
+  maxIndexBytes?: number;
+}
+
+export interface BlockCacheStats {
+  state: "on" | "off";
+  hits: number;
+  hitBytes: number;
+  misses: number;
+  inserts: number;
+  /** Parts not taken because the disk was too slow for them. */
+  refused: number;
+  evictions: number;
+  /** Parts dropped because their bytes had changed on the disk. */
+  rotten: number;
+  /** The same for parts of an earlier process whose slot was used again after its index was saved: no damage. */
+  outdated: number;
+  diskErrors: number;
+  parts: number;
+  capacityParts: number;
+  indexBytes: number;
+}
+
+export class BlockCache {
+  readonly #disk: Disk | undefined;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #file: DiskFile | undefined;
+  readonly #index: CacheIndex | undefined;
+  #on: boolean;
+  /** Parts on their way to the disk, by slot. */
+  readonly #pending = new Map<number, Buffer>();
+  readonly #writeQueue: number[] = [];
+  readonly #buffers: Buffer[] = [];
+  #buffersLeft: number;
+  #writing: Promise<void> | undefined;
+  #saving: Promise<void> | undefined;
+  #savedAtMs: number;
+  #unsavedParts = 0;
+  #slowCredit = 0;
+  #failedWrites = 0;
+  readonly #scratch = Buffer.allocUnsafeSlow(PART_BYTES);
+  readonly #scratchBlocks: readonly Buffer[];
+  readonly #counts = { hits: 0, hitBytes: 0, misses: 0, inserts: 0, refused: 0, rotten: 0, outdated: 0, diskErrors: 0 };
+
+  /** Opens the cache in `disk`, warm where an earlier process left one there. Never fails: see stats().state. */
+  static async open(options: BlockCacheOptions): Promise<BlockCache> {
+    const { disk, log } = options;
+    if (disk === undefined || Math.floor(options.capacityBytes / PART_BYTES) < MIN_SLOTS) {
+      return new BlockCache(options, undefined, undefined);
+    }
+    try {
+      const { file, slots } = await openBlocks(disk, options);
+      const index = await openIndex(disk, file, { slots, options });
+      return new BlockCache(options, file, index);
+    } catch (error) {
+      log.error("the block cache is off: its disk cannot be used", { error: describe(error) });
+      return new BlockCache(options, undefined, undefined);
+    }
+  }
+
+  private constructor(options: BlockCacheOptions, file: DiskFile | undefined, index: CacheIndex | undefined) {
+    this.#disk = options.disk;
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#file = file;
+    this.#index = index;
+    this.#on = file !== undefined;
+    const buffers = Math.floor((options.writeBufferBytes ?? 16 * 1024 * 1024) / PART_BYTES);
+    this.#buffersLeft = Math.max(1, Math.min(buffers, Math.floor((index?.slotCount ?? 0) / 8)));
+    this.#savedAtMs = options.clock.monotonicMs();
+    this.#scratchBlocks = Array.from({ length: SUB_BLOCKS }, (_, sub) =>
+      this.#scratch.subarray(sub * SUB_BLOCK_BYTES, (sub + 1) * SUB_BLOCK_BYTES),
+    );
+  }
+
+  /**
+   * Fills `target` with the bytes of `object` from `offset`, where all of them are cached and intact. False: nothing is
+   * known about `target`'s content. Blocks the thread for the disk where the page cache has not got them: see
+   * readsAreSlow().
+   */
+  readSync(object: ObjectIdentity, offset: number, target: Buffer): boolean {
+    return this.#readParts(object, offset, target, true);
+  }
+
+  /**
+   * Like readSync, but nothing is compared: for callers that hold a checksum of exactly these bytes which is bound to
+   * the object's identity (frames), and who call drop() when it does not match. About twice as fast as readSync for a
+   * frame, because frames do not begin at multiples of 4 KiB.
+   */
+  readUnverifiedSync(object: ObjectIdentity, offset: number, target: Buffer): boolean {
+    return this.#readParts(object, offset, target, false);
+  }
+
+  /** Like readSync, off the thread. */
+  async read(object: ObjectIdentity, offset: number, target: Buffer): Promise<boolean> {
+    for (let done = 0; done < target.length;) {
+      const within = (offset + done) % PART_BYTES;
+      const step = Math.min(PART_BYTES - within, target.length - done);
+      const part = Math.floor((offset + done) / PART_BYTES);
+      if (!(await this.#readPart(object, part, within, target.subarray(done, done + step)))) return this.#miss();
+      done += step;
+    }
+    return this.#hit(target.length);
+  }
+
+  /**
+   * True while the disk answers slower than memory: then read() is the better call. Found by timing readSync; every
+   * read() brings the next trial of readSync closer.
+   */
+  readsAreSlow(): boolean {
+    return this.#slowCredit > 0;
+  }
+
+  /** True where the part is cached; whether it is intact shows when it is read. */
+  has(object: ObjectIdentity, part: number): boolean {
+    return this.#find(object, part) !== NO_SLOT;
+  }
+
+  /**
+   * Takes a copy of a part: 65536 bytes from part × 65536, or fewer where the object ends. True where the part is
+   * cached now, false where it was left out (cache off, buffers full).
+   */
+  insert(object: ObjectIdentity, part: number, bytes: Buffer): boolean {
+    const index = this.#index;
+    if (!this.#on || index === undefined || bytes.length === 0) return false;
+    assert(bytes.length <= PART_BYTES, "a part has at most 65536 bytes");
+    const owner = index.getOwner(object, true);
+    if (owner === undefined) return false;
+    if (index.find(owner, object.epoch, object.sequence, part) !== NO_SLOT) return true;
+    const buffer = this.#takeBuffer();
+    if (buffer === undefined) return this.#refuse();
+    const slot = index.insert(owner, object.epoch, object.sequence, part, bytes.length);
+    if (slot === NO_SLOT) {
+      this.#buffers.push(buffer);
+      return this.#refuse();
+    }
+    bytes.copy(buffer);
+    const seed = index.seed(slot);
+    for (let sub = 0; sub * SUB_BLOCK_BYTES < bytes.length; sub += 1) {
+      const end = Math.min(bytes.length, (sub + 1) * SUB_BLOCK_BYTES);
+      const checksum = crc32(bytes.subarray(sub * SUB_BLOCK_BYTES, end), subSeed(seed, sub));
+      index.checksums[slot * SUB_BLOCKS + sub] = checksum;
+    }
+    this.#pending.set(slot, buffer);
+    this.#writeQueue.push(slot);
+    this.#counts.inserts += 1;
+    this.#unsavedParts += 1;
+    this.#writing ??= this.#writeBehind();
+    return true;
+  }
+
+  /** Drops the parts that [offset, offset + length) touches: the caller found their bytes wrong. */
+  drop(object: ObjectIdentity, offset: number, length: number): void {
+    for (let part = Math.floor(offset / PART_BYTES); part * PART_BYTES < offset + length; part += 1) {
+      const slot = this.#find(object, part);
+      if (slot !== NO_SLOT) this.#dropDamaged(slot);
+    }
+  }
+
+  /** Drops all of a volume's parts: it was deleted. */
+  forget(uid: VolumeUid): void {
+    this.#index?.forget(uid);
+  }
+
+  stats(): BlockCacheStats {
+    const index = this.#index;
+    return {
+      state: this.#on ? "on" : "off",
+      ...this.#counts,
+      evictions: index?.evictions ?? 0,
+      parts: this.#on ? (index?.liveCount ?? 0) : 0,
+      capacityParts: this.#on ? (index?.slotCount ?? 0) : 0,
+      indexBytes: index?.memoryBytes() ?? 0,
+    };
+  }
+
+  /** Resolves when every part taken so far is on the disk, or given up. */
+  async settled(): Promise<void> {
+    while (this.#writing !== undefined) await this.#writing;
+  }
+
+  /** Writes what is pending and the index. No other method may be called afterwards; idempotent. */
+  async close(): Promise<void> {
+    await this.settled();
+    await this.#saving;
+    if (this.#on) {
+      await this.#save();
+      this.#on = false;
+    }
+    await this.#file?.close().catch((error: unknown) => {
+      this.#log.warn("the block cache did not close well", { error: describe(error) });
+    });
+  }
+
+  #readParts(object: ObjectIdentity, offset: number, target: Buffer, verified: boolean): boolean {
+    const within = offset % PART_BYTES;
+    const part = (offset - within) / PART_BYTES;
+    if (within + target.length <= PART_BYTES) {
+      const intact = this.#readPartSync(object, part, within, target, verified);
+      return intact ? this.#hit(target.length) : this.#miss();
+    }
+    let done = 0;
+    for (let next = part; done < target.length; next += 1) {
+      const start = next === part ? within : 0;
+      const step = Math.min(PART_BYTES - start, target.length - done);
+      if (!this.#readPartSync(object, next, start, target.subarray(done, done + step), verified)) return this.#miss();
+      done += step;
+    }
+    return this.#hit(target.length);
+  }
+
+  #readPartSync(object: ObjectIdentity, part: number, within: number, target: Buffer, verified: boolean): boolean {
+    const slot = this.#find(object, part);
+    const index = this.#index;
+    const file = this.#file;
+    if (slot === NO_SLOT || index === undefined || file === undefined) return false;
+    if (within + target.length > index.length(slot)) return false;
+    index.touch(slot, Math.floor(within / SUB_BLOCK_BYTES));
+    if (index.isBusy(slot)) return this.#copyPending(slot, within, target);
+    const started = this.#clock.monotonicMs();
+    try {
+      if (verified) {
+        if (!this.#readChecked(file, index, slot, within, target)) return this.#dropDamaged(slot);
+      } else {
+        file.readSync(target, slot * PART_BYTES + within);
+      }
+    } catch (error) {
+      return this.#readFailed(slot, error);
+    }
+    if (this.#clock.monotonicMs() - started > SLOW_READ_MS) this.#slowCredit = SLOW_READ_CREDIT;
+    return true;
+  }
+
+  /** Reads the whole 4 KiB blocks around the range, because only they have checksums. */
+  #readChecked(file: DiskFile, index: CacheIndex, slot: number, within: number, target: Buffer): boolean {
+    const first = Math.floor(within / SUB_BLOCK_BYTES);
+    const start = first * SUB_BLOCK_BYTES;
+    const end = Math.min(Math.ceil((within + target.length) / SUB_BLOCK_BYTES) * SUB_BLOCK_BYTES, index.length(slot));
+    const bytes = this.#scratch.subarray(start, end);
+    file.readSync(bytes, slot * PART_BYTES + start);
+    const seed = index.seed(slot);
+    for (let sub = first; sub * SUB_BLOCK_BYTES < end; sub += 1) {
+      const whole = (sub + 1) * SUB_BLOCK_BYTES <= end;
+      const block = whole ? this.#scratchBlocks[sub] : this.#scratch.subarray(sub * SUB_BLOCK_BYTES, end);
+      if (crc32(block, subSeed(seed, sub)) !== index.checksums[slot * SUB_BLOCKS + sub]) return false;
+    }
+    this.#scratch.copy(target, 0, within, within + target.length);
+    index.setProven(slot);
+    return true;
+  }
+
+  async #readPart(object: ObjectIdentity, part: number, within: number, target: Buffer): Promise<boolean> {
+    const slot = this.#find(object, part);
+    const index = this.#index;
+    const file = this.#file;
+    if (slot === NO_SLOT || index === undefined || file === undefined) return false;
+    if (within + target.length > index.length(slot)) return false;
+    index.touch(slot, Math.floor(within / SUB_BLOCK_BYTES));
+    if (index.isBusy(slot)) return this.#copyPending(slot, within, target);
+    const first = Math.floor(within / SUB_BLOCK_BYTES);
+    const start = first * SUB_BLOCK_BYTES;
+    const end = Math.min(Math.ceil((within + target.length) / SUB_BLOCK_BYTES) * SUB_BLOCK_BYTES, index.length(slot));
+    const bytes = Buffer.allocUnsafe(end - start);
+    this.#slowCredit = Math.max(0, this.#slowCredit - 1);
+    try {
+      await file.read(bytes, slot * PART_BYTES + start);
+    } catch (error) {
+      return this.#find(object, part) === slot ? this.#readFailed(slot, error) : false;
+    }
+    // The slot may have been given to another part meanwhile: then its bytes prove nothing.
+    if (this.#find(object, part) !== slot || index.isBusy(slot)) return false;
+    const seed = index.seed(slot);
+    for (let sub = first; sub * SUB_BLOCK_BYTES < end; sub += 1) {
+      const at = sub * SUB_BLOCK_BYTES - start;
+      const checksum = crc32(bytes.subarray(at, at + SUB_BLOCK_BYTES), subSeed(seed, sub));
+      if (checksum !== index.checksums[slot * SUB_BLOCKS + sub]) return this.#dropDamaged(slot);
+    }
+    index.setProven(slot);
+    bytes.copy(target, 0, within - start, within - start + target.length);
+    return true;
+  }
+
+  #copyPending(slot: number, within: number, target: Buffer): boolean {
+    const buffer = this.#pending.get(slot);
+    assert(buffer !== undefined, "a busy slot has a buffer");
+    buffer.copy(target, 0, within, within + target.length);
+    return true;
+  }
+
+  #find(object: ObjectIdentity, part: number): number {
+    const index = this.#index;
+    if (!this.#on || index === undefined) return NO_SLOT;
+    const owner = index.getOwner(object);
+    return owner === undefined ? NO_SLOT : index.find(owner, object.epoch, object.sequence, part);
+  }
+
+  #hit(bytes: number): true {
+    this.#counts.hits += 1;
+    this.#counts.hitBytes += bytes;
+    return true;
+  }
+
+  #miss(): false {
+    this.#counts.misses += 1;
+    return false;
+  }
+
+  #refuse(): false {
+    this.#counts.refused += 1;
+    return false;
+  }
+
+  #dropDamaged(slot: number): false {
+    const index = this.#index;
+    if (index === undefined) return false;
+    if (index.isRecovered(slot)) {
+      this.#counts.outdated += 1;
+    } else {
+      this.#counts.rotten += 1;
+      if (this.#counts.rotten === 1) {
+        this.#log.warn("the block cache holds bytes that changed on the disk: dropped, S3 serves them", { slot });
+      }
+    }
+    index.drop(slot);
+    return false;
+  }
+
+  #readFailed(slot: number, error: unknown): false {
+    // A file that ends early was cut by somebody else: the same as rot.
+    if (isKind(error, "corrupt")) return this.#dropDamaged(slot);
+    this.#diskFailed(error);
+    if (this.#index?.isBusy(slot) === false) this.#index.retire(slot);
+    return false;
+  }
+
+  #diskFailed(error: unknown): void {
+    this.#counts.diskErrors += 1;
+    if (this.#counts.diskErrors < MAX_DISK_ERRORS || !this.#on) return;
+    this.#on = false;
+    this.#log.error("the block cache is off until the server restarts: its disk fails", { error: describe(error) });
+  }
+
+  #takeBuffer(): Buffer | undefined {
+    const buffer = this.#buffers.pop();
+    if (buffer !== undefined) return buffer;
+    if (this.#buffersLeft === 0) return undefined;
+    this.#buffersLeft -= 1;
+    return Buffer.allocUnsafeSlow(PART_BYTES);
+  }
+
+  async #writeBehind(): Promise<void> {
+    for (let next = 0; next < this.#writeQueue.length; next += 1) {
+      const slot = this.#writeQueue[next];
+      await this.#writeSlot(slot);
+      if (next === 1023) next -= this.#writeQueue.splice(0, 1024).length;
+    }
+    this.#writeQueue.length = 0;
+    this.#writing = undefined;
+    this.#saveWhenDue();
+  }
+
+  async #writeSlot(slot: number): Promise<void> {
+    const buffer = this.#pending.get(slot);
+    const index = this.#index;
+    assert(buffer !== undefined && index !== undefined && this.#file !== undefined, "a queued slot has a buffer");
+    let failure: unknown;
+    try {
+      const length = index.length(slot);
+      if (this.#on && index.isLive(slot)) await this.#file.write(buffer.subarray(0, length), slot * PART_BYTES);
+    } catch (error) {
+      failure = error;
+    }
+    this.#pending.delete(slot);
+    this.#buffers.push(buffer);
+    index.setIdle(slot);
+    if (failure !== undefined) this.#writeFailed(index, slot, failure);
+  }
+
+  #writeFailed(index: CacheIndex, slot: number, error: unknown): void {
+    index.retire(slot);
+    this.#failedWrites += 1;
+    if (!isKind(error, "exhausted")) {
+      this.#diskFailed(error);
+      return;
+    }
+    index.stopGrowing();
+    if (this.#failedWrites > 1) return;
+    this.#log.warn("the disk of the block cache is full: the cache stays as large as it is", {
+      parts: index.liveCount,
+    });
+  }
+
+  #saveWhenDue(): void {
+    const index = this.#index;
+    if (index === undefined || !this.#on || this.#saving !== undefined) return;
+    const dueParts = Math.max(MIN_SAVE_PARTS, (index.liveCount * ROW_BYTES * SAVE_RATIO) / PART_BYTES);
+    if (this.#unsavedParts < dueParts) return;
+    if (this.#clock.monotonicMs() - this.#savedAtMs < MIN_SAVE_INTERVAL_MS) return;
+    this.#saving = this.#save().finally(() => (this.#saving = undefined));
+  }
+
+  async #save(): Promise<void> {
+    if (this.#disk === undefined || this.#index === undefined) return;
+    this.#unsavedParts = 0;
+    this.#savedAtMs = this.#clock.monotonicMs();
+    try {
+      await saveCacheIndex(this.#disk, this.#index, this.#clock);
+    } catch (error) {
+      this.#log.warn("the index of the block cache was not saved: a restart finds it older", {
+        error: describe(error),
+      });
+    }
+  }
+}
+
+function subSeed(seed: number, sub: number): number {
+  return (seed + Math.imul(sub, SEED_STEP)) >>> 0;
+}
+
+/** The cache file, and how many parts it may hold; a file larger than that is begun anew. */
+async function openBlocks(disk: Disk, options: BlockCacheOptions): Promise<{ file: DiskFile; slots: number }> {
+  const file = await disk.open(FILE_NAME, { create: true });
+  const { freeBytes, totalBytes } = await disk.space();
+  const sizeBytes = file.sizeBytes();
+  const roomBytes = sizeBytes + Math.max(0, freeBytes - totalBytes * SPARED_FRACTION);
+  const indexBytes = options.maxIndexBytes ?? 128 * 1024 * 1024;
+  const wanted = Math.floor(options.capacityBytes / PART_BYTES);
+  const slots = Math.min(wanted, Math.floor(roomBytes / PART_BYTES), Math.floor(indexBytes / INDEX_BYTES_PER_SLOT));
+  if (slots < wanted) {
+    const context = { capacityBytes: slots * PART_BYTES, wantedBytes: options.capacityBytes };
+    options.log.warn("the block cache is smaller than configured: disk or index memory are short", context);
+  }
+  if (slots < MIN_SLOTS) {
+    await file.close();
+    throw new OperationError("exhausted", "there is no room for a block cache", { context: { slots } });
+  }
+  if (sizeBytes <= slots * PART_BYTES) return { file, slots };
+  await file.close();
+  await disk.remove(FILE_NAME);
+  return { file: await disk.open(FILE_NAME, { create: true }), slots };
+}
+
+async function openIndex(
+  disk: Disk,
+  file: DiskFile,
+  { slots, options }: { slots: number; options: BlockCacheOptions },
+): Promise<CacheIndex> {
+  const index = new CacheIndex(slots);
+  const cacheSlots = Math.ceil(file.sizeBytes() / PART_BYTES);
+  try {
+    const { damagedGroups } = await loadCacheIndex(disk, index, { cacheSlots, clock: options.clock });
+    if (damagedGroups > 0) options.log.warn("parts of the block cache's index are damaged", { damagedGroups });
+    return index;
+  } catch (error) {
+    if (!isKind(error, "corrupt")) throw error;
+    options.log.warn("the block cache starts empty", { error: describe(error) });
+    return new CacheIndex(slots);
+  }
+}
