@@ -110,6 +110,6 @@ export class MemoryDevice implements BlockDevice {
   #check(offset: number, length: number): void {
     assert(!this.#closed, "a closed device was used");
     const aligned = offset % this.blockSizeBytes === 0 && length % this.blockSizeBytes === 0;
-    assert(aligned && offset >= 0 && length > 0 && offset + length <= this.sizeBytes, "a request outside the contract");
+    assert(aligned && offset >= 0 && length >= 0 && offset + length <= this.sizeBytes, "a request outside the contract");
   }
 }
