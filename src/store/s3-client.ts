@@ -66,7 +66,7 @@ export function makeS3Client(options: S3ClientOptions): S3Client {
       if (context.commandName === "DeleteObjectsCommand") checkByMd5(request);
       return next(args);
     },
-    { step: "finalizeRequest", priority: "high", name: "bodyHeaders" },
+    { step: "build", priority: "low", name: "bodyHeaders" },
   );
   return client;
 }

@@ -39,6 +39,7 @@ const BY_CODE: Readonly<Record<string, Verdict>> = {
   ],
   AllAccessDisabled: ["refused", "the bucket is disabled: ask its owner"],
   InvalidAccessKeyId: ["refused", `the store does not know this access key: ${CHECK_KEYS}`],
+  XAdminUserNotFound: ["refused", `the store does not know this access key: ${CHECK_KEYS}`],
   SignatureDoesNotMatch: ["refused", `the signature does not match: ${CHECK_KEYS}`],
   InvalidSecurity: ["refused", `the store refuses these credentials: ${CHECK_KEYS}`],
   InvalidToken: ["refused", "the session token is not valid: renew the store's credentials"],

@@ -48,6 +48,11 @@ export class TransferWatch {
     return this.#ranOut;
   }
 
+  /** True where the caller gave the request up. */
+  get gaveUp(): boolean {
+    return this.#outer?.aborted === true && !this.#ranOut;
+  }
+
   get elapsedMs(): number {
     return this.#clock.monotonicMs() - this.#startedMs;
   }
@@ -62,12 +67,16 @@ export class TransferWatch {
     this.#movedMs = this.#clock.monotonicMs();
   }
 
-  /** Stops watching. `tearDown`: something may still be on its way on the connection, which is closed then. */
-  end(tearDown: boolean): void {
+  /** Stops watching; the connection stays. */
+  end(): void {
     this.#timer?.cancel();
     this.#timer = undefined;
     this.#outer?.removeEventListener("abort", this.#giveUp);
-    if (tearDown) this.#controller.abort();
+  }
+
+  /** Closes the connection, on which something may still be on its way. */
+  tearDown(): void {
+    this.#controller.abort();
   }
 
   readonly #giveUp = (): void => {

@@ -137,7 +137,7 @@ export class S3Store implements ObjectStore {
         return "exists";
       } finally {
         // An answer may come before the whole body was sent, which is the caller's again from now on.
-        if (!stream.readableEnded) watch.end(true);
+        if (!stream.readableEnded) watch.tearDown();
         stream.destroy();
       }
     });
@@ -264,17 +264,16 @@ export class S3Store implements ObjectStore {
     } catch (error) {
       throw this.#failed(error, operation, key, endpoint, watch);
     } finally {
-      watch.end(false);
+      watch.end();
     }
   }
 
   #failed(error: unknown, operation: Operation, key: string, endpoint: Endpoint, watch: TransferWatch): unknown {
-    const gaveUp = watch.signal.aborted && !watch.ranOut;
-    const cause = watch.ranOut ? { name: "TimeoutError" } : gaveUp ? { name: "AbortError" } : error;
+    const cause = watch.ranOut ? { name: "TimeoutError" } : watch.gaveUp ? { name: "AbortError" } : error;
     if (watch.ranOut) this.#patience = Math.min(this.#patience * 2, MAX_PATIENCE);
     const hasWorked = this.#worked.has(operation);
     const failure = s3Error(cause, { operation, bucket: this.#bucket, endpoint: endpoint.name, key, hasWorked });
-    const isItsFault = isKind(failure, "unavailable") && !gaveUp && !isThrottling(error) && statusOf(error) !== 409;
+    const isItsFault = isKind(failure, "unavailable") && !watch.gaveUp && !isThrottling(error) && statusOf(error) !== 409;
     if (isItsFault) this.#endpoints.failed(endpoint, this.#clock.monotonicMs());
     return failure;
   }
@@ -323,10 +322,9 @@ function assertListed(condition: boolean, location: string): asserts condition {
   );
 }
 
-/** A 404 says which thing is missing only by its code; one without a code is taken for the object. */
+/** Nothing but the code says so: a bare 404 may come from a proxy, or mean a bucket or a key id that is unknown. */
 function isMissingObject(error: unknown): boolean {
-  const name = (error as { name?: string }).name;
-  return name === "NoSuchKey" || (statusOf(error) === 404 && name !== "NoSuchBucket");
+  return (error as { name?: string }).name === "NoSuchKey";
 }
 
 /** The object's size where the store says that it ends before the range; undefined for every other error. */
