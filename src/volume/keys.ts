@@ -6,7 +6,7 @@
  *   v1/volumes/<id>/meta/<n>                      v1/volumes/<id>/<uid>/epoch/<e>
  *   v1/volumes/<id>/<uid>/checkpoint/<e>/<n>      v1/volumes/<id>/<uid>/map/<e>/<n>
  *   v1/volumes/<id>/<uid>/publication/<n>         v1/log/<hh>/<uid>/<e>/<s>   hh = low byte of s: 256 key prefixes
- *   v1/locations/<16 hex digits>
+ *   v1/locations/<16 hex digits>                   v1/nodes/<32 hex digits>
  *
  * Reserved below a uid: snapshot, pin, gc. parseKey(build(x)) = x, and no other text parses.
  */
@@ -25,13 +25,15 @@ export type ParsedKey =
   | { kind: "checkpoint" | "map"; id: VolumeId; uid: VolumeUid; epoch: Epoch; number: number }
   | { kind: "publication"; id: VolumeId; uid: VolumeUid; number: number }
   | { kind: "segment"; uid: VolumeUid; epoch: Epoch; sequence: SegmentSeq }
-  | { kind: "location"; hash: string };
+  | { kind: "location"; hash: string }
+  | { kind: "node"; hash: string };
 
 export const VOLUMES_PREFIX = "v1/volumes/";
 export const LOCATIONS_PREFIX = "v1/locations/";
 /** How many prefixes the log is spread over. */
 export const LOG_PREFIX_COUNT = 256;
 
+const NODES_PREFIX = "v1/nodes/";
 const numberPattern = /^[0-9a-f]{16}$/;
 const uidPattern = /^[0-9a-f]{32}$/;
 
@@ -107,6 +109,12 @@ export function locationKey(hash: string): string {
   return LOCATIONS_PREFIX + hash;
 }
 
+/** `hash` stands for a node's id: csi/node-registry.ts. */
+export function nodeKey(hash: string): string {
+  assert(uidPattern.test(hash), "the hash of a node id is 32 hex digits");
+  return NODES_PREFIX + hash;
+}
+
 /** Undefined for any text that no function above builds, and for reserved keys. */
 export function parseKey(key: string): ParsedKey | undefined {
   const parts = key.split("/");
@@ -114,6 +122,9 @@ export function parseKey(key: string): ParsedKey | undefined {
   if (parts[1] === "log") return parseLogKey(parts);
   if (parts[1] === "locations") {
     return parts.length === 3 && numberPattern.test(parts[2]) ? { kind: "location", hash: parts[2] } : undefined;
+  }
+  if (parts[1] === "nodes") {
+    return parts.length === 3 && uidPattern.test(parts[2]) ? { kind: "node", hash: parts[2] } : undefined;
   }
   if (parts[1] !== "volumes" || parts.length < 5 || !isVolumeId(parts[2])) return undefined;
   return parseVolumeKey(parts[2], parts.slice(3));

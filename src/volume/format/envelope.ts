@@ -31,6 +31,7 @@ const kinds = [
   "snapshot",
   "pin",
   "gc-intent",
+  "node",
 ] as const;
 export type ObjectKind = (typeof kinds)[number];
 
