@@ -34,7 +34,11 @@ test("a frame is intact only in its own place, for its own block, with every byt
   sealRawFrame(frame, 0, 77, seed);
   assert.ok(isIntactRawFrame(frame, 0, 77, seed));
   assert.ok(!isIntactRawFrame(frame, 0, 78, seed));
-  for (const other of [segmentFrameSeed(uid, 3, 10), segmentFrameSeed(uid, 4, 9), segmentFrameSeed(uid.replace("0f", "1f"), 3, 9)]) {
+  for (const other of [
+    segmentFrameSeed(uid, 3, 10),
+    segmentFrameSeed(uid, 4, 9),
+    segmentFrameSeed(uid.replace("0f", "1f"), 3, 9),
+  ]) {
     assert.ok(!isIntactRawFrame(frame, 0, 77, other));
   }
   for (let at = 0; at < RAW_FRAME_BYTES; at += at < FRAME_HEADER_BYTES ? 1 : 97) {
