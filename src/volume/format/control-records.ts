@@ -71,9 +71,21 @@ export interface LocationRecord {
 }
 
 export function encodeMeta(nonce: Buffer, meta: VolumeMeta): Buffer {
-  const { uid, number, deleted, ...fields } = meta;
-  const json = deleted ? { ...fields, deleted } : fields;
-  return encodeJson({ kind: "meta", uid, epoch: 0, sequence: number, nonce }, json);
+  const fields = {
+    id: meta.id,
+    name: meta.name,
+    sizeBytes: meta.sizeBytes,
+    blockSizeBytes: meta.blockSizeBytes,
+    durability: meta.durability,
+    codec: meta.codec,
+    encryption: meta.encryption,
+    lineage: meta.lineage,
+    createdMs: meta.createdMs,
+    fsType: meta.fsType,
+    parameters: meta.parameters,
+    deleted: meta.deleted ? true : undefined,
+  };
+  return encodeJson({ kind: "meta", uid: meta.uid, epoch: 0, sequence: meta.number, nonce }, fields);
 }
 
 export function decodeMeta(bytes: Buffer, expected: { id: VolumeId; number: number }): VolumeMeta {
@@ -109,8 +121,9 @@ export function decodeMeta(bytes: Buffer, expected: { id: VolumeId; number: numb
 }
 
 export function encodeEpochClaim(header: { uid: VolumeUid; nonce: Buffer }, claim: EpochClaim): Buffer {
-  const { epoch, ...fields } = claim;
-  return encodeJson({ ...header, kind: "epoch", epoch, sequence: 0 }, fields);
+  const { epoch, nodeId, journalId, publication, timeMs } = claim;
+  const fields = { nodeId, journalId, publication, timeMs };
+  return encodeJson({ uid: header.uid, nonce: header.nonce, kind: "epoch", epoch, sequence: 0 }, fields);
 }
 
 export function decodeEpochClaim(bytes: Buffer, expected: { uid: VolumeUid; epoch: Epoch }): EpochClaim {
@@ -127,8 +140,9 @@ export function decodeEpochClaim(bytes: Buffer, expected: { uid: VolumeUid; epoc
 }
 
 export function encodePublication(header: { uid: VolumeUid; nonce: Buffer }, publication: PublicationRecord): Buffer {
-  const { number, ...fields } = publication;
-  return encodeJson({ ...header, kind: "publication", epoch: 0, sequence: number }, fields);
+  const { number, nodeId, readOnly, timeMs } = publication;
+  const fields = { nodeId, readOnly, timeMs };
+  return encodeJson({ uid: header.uid, nonce: header.nonce, kind: "publication", epoch: 0, sequence: number }, fields);
 }
 
 export function decodePublication(bytes: Buffer, expected: { uid: VolumeUid; number: number }): PublicationRecord {
@@ -152,6 +166,7 @@ export function decodeLocation(bytes: Buffer): LocationRecord {
   return { url: fields.text("url"), endpoint: fields.text("endpoint"), region: fields.text("region") };
 }
 
+/** Fields that are undefined are left out. */
 function encodeJson(header: Parameters<typeof encodeEnvelope>[0], fields: object): Buffer {
   return encodeEnvelope(header, Buffer.from(JSON.stringify(fields)));
 }
