@@ -12,10 +12,20 @@
  */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { delimiter, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { describe } from "../../src/base/errors.ts";
 
 export interface KernelRun {
   /** Program and arguments; the program is looked up in PATH. */
@@ -102,8 +112,17 @@ export async function runInGuest(run: KernelRun): Promise<KernelResult> {
     const child = spawn(
       linuxPath,
       [
-        ...[`mem=${memoryMib}M`, "rootfstype=hostfs", "rootflags=/", "ro", `init=${join(exchange, "init")}`],
-        ...["con=null", "con0=fd:0,fd:1", "quiet", "loglevel=1", "random.trust_cpu=on", `uml_dir=${exchange}/`],
+        `mem=${memoryMib}M`,
+        "rootfstype=hostfs",
+        "rootflags=/",
+        "ro",
+        `init=${join(exchange, "init")}`,
+        "con=null",
+        "con0=fd:0,fd:1",
+        "quiet",
+        "loglevel=1",
+        "random.trust_cpu=on",
+        `uml_dir=${exchange}/`,
       ],
       {
         cwd: "/",
@@ -116,8 +135,8 @@ export async function runInGuest(run: KernelRun): Promise<KernelResult> {
     child.stdout.on("data", (bytes: Buffer) => transcript.add(bytes));
     child.stderr.on("data", (bytes: Buffer) => transcript.addBoot(bytes));
     child.stdin.on("error", () => {});
-    const ended = await endOf(child, run.timeoutMs ?? 120_000).catch((error: Error) => {
-      throw new Error(`${error.message}\n${transcript.boot}\n${transcript.output}`);
+    const ended = await endOf(child, run.timeoutMs ?? 120_000).catch((error: unknown) => {
+      throw new Error(`${describe(error)}\n${transcript.boot}\n${transcript.output}`);
     });
     const status = transcript.status;
     if (status === undefined) {
@@ -272,6 +291,7 @@ modprobe nbd max_part=0 || insmod $modules/kernel/drivers/block/nbd.ko max_part=
 ${mounts.join("\n")}
 cd ${quote(resolve(run.directory ?? process.cwd()))} || exit 1
 mkfifo /run/console
+dmesg -C
 cat /run/console &
 reader=$!
 echo ${marker}
@@ -319,7 +339,8 @@ function preload(): Record<string, string> {
     mkdirSync(cache, { recursive: true });
     const fresh = `${library}.${process.pid}`;
     const compiler = ["/usr/bin/tcc", "/usr/bin/cc"].find((path) => existsSync(path));
-    if (compiler === undefined) throw new Error(`this CPU needs a preload library but no compiler is here; ${installHint}`);
+    if (compiler === undefined)
+      throw new Error(`this CPU needs a preload library but no compiler is here; ${installHint}`);
     execFileSync(compiler, ["-shared", "-fPIC", "-nostdlib", "-o", fresh, source], { timeout: 30_000 });
     renameSync(fresh, library);
   }
@@ -327,7 +348,9 @@ function preload(): Record<string, string> {
 }
 
 function usage(): never {
-  console.error("usage: guest.ts [--guest] [--memory MIB] [--timeout SECONDS] [--share DIRECTORY] -- command [argument…]");
+  process.stderr.write(
+    "usage: guest.ts [--guest] [--memory MIB] [--timeout SECONDS] [--share DIRECTORY] -- command [argument…]",
+  );
   process.exit(2);
 }
 
@@ -353,8 +376,8 @@ async function main(words: string[]): Promise<number> {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  process.exitCode = await main(process.argv.slice(2)).catch((error: Error) => {
-    console.error(error.message);
+  process.exitCode = await main(process.argv.slice(2)).catch((error: unknown) => {
+    process.stderr.write(`${describe(error)}\n`);
     return 1;
   });
 }

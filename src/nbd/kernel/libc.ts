@@ -1,0 +1,215 @@
+/**
+ * The one system-call binding of this room: the few libc functions that Node's core lacks, by koffi. It is loaded on
+ * first use, so that a process which attaches nothing never needs it.
+ * Every function throws SystemCallError (with the errno's name as `code`) instead of returning -1. It only translates:
+ * no retries, no policy. It must never be given a call that can wait on the calling thread, but for doIoctl, which is
+ * for threads of their own; sendNetlink runs on Node's thread pool.
+ */
+import { OperationError } from "../../base/errors.ts";
+
+/** A failed system call; `code` is the errno's name, as in Node's own errors. */
+export class SystemCallError extends Error {
+  readonly code: string;
+
+  constructor(call: string, code: string) {
+    super(`${call}: ${code}`);
+    this.name = "SystemCallError";
+    this.code = code;
+  }
+}
+
+export interface Libc {
+  /** A connected pair of close-on-exec unix stream sockets. */
+  readonly socketPair: () => [number, number];
+  readonly close: (fd: number) => void;
+  /** A close-on-exec, non-blocking generic netlink socket, bound to a port of the kernel's choice. */
+  readonly netlinkSocket: () => number;
+  /**
+   * Sends one message to the kernel, on a thread of Node's pool: the kernel handles a netlink request within this
+   * call, so it takes as long as the request does. The errno of a failure is not known.
+   */
+  readonly sendNetlink: (fd: number, message: Buffer) => Promise<void>;
+  /** Receives one datagram; undefined where none has come. "EMSGSIZE" where it is longer than `target`. */
+  readonly receive: (fd: number, target: Buffer) => Buffer | undefined;
+  /** SO_SNDTIMEO of a socket in milliseconds; 0 = none. */
+  readonly sendTimeoutMs: (fd: number) => number;
+  /** ioctl with a plain number as argument. May wait: call it on a thread of its own. */
+  readonly ioctl: (fd: number, request: number, argument: number | bigint) => number;
+  /** shutdown(2) of both directions; a socket that is shut down already is no error. */
+  readonly shutdown: (fd: number) => void;
+  /** Makes a block device node, mode 0600. */
+  readonly makeBlockNode: (path: string, major: number, minor: number) => void;
+  readonly isIoFlusher: () => boolean;
+  readonly setIoFlusher: () => void;
+  /** The name of an errno: 2 → "ENOENT". */
+  readonly errorName: (errno: number) => string;
+}
+
+/* Numbers of Linux's headers: the same on x86-64 and arm64, the machines the driver is built for. */
+const AF_UNIX = 1;
+const AF_NETLINK = 16;
+const NETLINK_GENERIC = 16;
+const SOCK_STREAM = 1;
+const SOCK_RAW = 3;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const SOL_SOCKET = 1;
+const SO_SNDTIMEO = 21;
+const MSG_DONTWAIT = 0x40;
+const MSG_TRUNC = 0x20;
+const SHUT_RDWR = 2;
+const S_IFBLK = 0o060000;
+const PR_SET_IO_FLUSHER = 57;
+const PR_GET_IO_FLUSHER = 58;
+const SOCKADDR_NL_SIZE = 12;
+
+type Koffi = typeof import("koffi");
+type Call = (...values: readonly (number | bigint | string | Buffer | Int32Array | BigInt64Array)[]) => number;
+type AsyncCall = (fd: number, bytes: Buffer, length: number, flags: number, done: Done) => void;
+type Done = (error: unknown, result: number) => void;
+
+let loaded: Libc | undefined;
+
+/** The binding, loaded once. "unavailable" where koffi is missing or does not run on this machine. */
+export async function loadLibc(): Promise<Libc> {
+  if (loaded !== undefined) return loaded;
+  let koffi: Koffi;
+  try {
+    koffi = await import("koffi");
+  } catch (cause) {
+    throw new OperationError(
+      "unavailable",
+      "cannot load the system-call binding (npm package koffi): kernel devices cannot be attached; reinstall the " +
+        "dependencies for this platform",
+      { cause, context: { platform: `${process.platform}-${process.arch}` } },
+    );
+  }
+  loaded = bind(koffi);
+  return loaded;
+}
+
+/** Defines functions of libc that throw SystemCallError instead of returning a negative number. */
+class Binder {
+  readonly #koffi: Koffi;
+  readonly #library: ReturnType<Koffi["load"]>;
+  readonly #names: ReadonlyMap<number, string>;
+
+  constructor(koffi: Koffi) {
+    this.#koffi = koffi;
+    this.#library = koffi.load(null);
+    this.#names = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]));
+  }
+
+  errorName(errno: number): string {
+    return this.#names.get(errno) ?? `errno ${errno}`;
+  }
+
+  call(name: string, definition: string): Call {
+    const native = this.#library.func(definition) as unknown as Call;
+    return (...values) => {
+      const result = native(...values);
+      if (result < 0) throw new SystemCallError(name, this.errorName(this.#koffi.errno()));
+      return result;
+    };
+  }
+
+  asynchronous(definition: string): AsyncCall {
+    return (this.#library.func(definition) as unknown as { async: AsyncCall }).async;
+  }
+}
+
+function bind(koffi: Koffi): Libc {
+  const binder = new Binder(koffi);
+  const ioctl = binder.call("ioctl", "int ioctl(int fd, unsigned long request, unsigned long argument)");
+  const mknod = binder.call("mknod", "int mknod(const char *path, uint32 mode, uint64 device)");
+  const prctl = binder.call("prctl", "int prctl(int option, ulong a, ulong b, ulong c, ulong d)");
+  return {
+    errorName: (errno) => binder.errorName(errno),
+    ...bindSockets(binder),
+    ...bindNetlink(binder),
+    ioctl: (fd, request, argument) => ioctl(fd, request, argument),
+    makeBlockNode: (path, major, minor) => {
+      mknod(path, S_IFBLK | 0o600, encodeDevice(major, minor));
+    },
+    isIoFlusher: () => prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) === 1,
+    setIoFlusher: () => {
+      prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+    },
+  };
+}
+
+function bindSockets(binder: Binder): Pick<Libc, "close" | "socketPair" | "sendTimeoutMs" | "shutdown"> {
+  const close = binder.call("close", "int close(int fd)");
+  const socketpair = binder.call("socketpair", "int socketpair(int domain, int type, int protocol, void *fds)");
+  const getsockopt = binder.call(
+    "getsockopt",
+    "int getsockopt(int fd, int level, int name, void *value, void *length)",
+  );
+  const shutdown = binder.call("shutdown", "int shutdown(int fd, int how)");
+  return {
+    close: (fd) => {
+      close(fd);
+    },
+    socketPair: () => {
+      const fds = new Int32Array(2);
+      socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds);
+      return [fds[0], fds[1]];
+    },
+    sendTimeoutMs: (fd) => {
+      const time = new BigInt64Array(2);
+      getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, time, Int32Array.of(time.byteLength));
+      return Number(time[0]) * 1000 + Number(time[1]) / 1000;
+    },
+    shutdown: (fd) => {
+      try {
+        shutdown(fd, SHUT_RDWR);
+      } catch (error) {
+        if (!(error instanceof SystemCallError) || error.code !== "ENOTCONN") throw error;
+      }
+    },
+  };
+}
+
+function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink" | "receive"> {
+  const socket = binder.call("socket", "int socket(int domain, int type, int protocol)");
+  const bindSocket = binder.call("bind", "int bind(int fd, const void *address, uint32 length)");
+  const close = binder.call("close", "int close(int fd)");
+  const recv = binder.call("recv", "long recv(int fd, void *target, size_t length, int flags)");
+  const send = binder.asynchronous("long send(int fd, const void *bytes, size_t length, int flags)");
+  return {
+    netlinkSocket: () => {
+      const fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_GENERIC);
+      try {
+        bindSocket(fd, Buffer.from(Uint16Array.of(AF_NETLINK, 0, 0, 0, 0, 0).buffer), SOCKADDR_NL_SIZE);
+      } catch (error) {
+        close(fd);
+        throw error;
+      }
+      return fd;
+    },
+    sendNetlink: async (fd, message) => {
+      const sent = Promise.withResolvers<number>();
+      send(fd, message, message.length, 0, (error, result) => {
+        if (error instanceof Error) sent.reject(error);
+        else sent.resolve(result);
+      });
+      if ((await sent.promise) !== message.length) throw new SystemCallError("send", "a netlink message was not sent");
+    },
+    receive: (fd, target) => {
+      try {
+        const length = recv(fd, target, target.length, MSG_DONTWAIT | MSG_TRUNC);
+        if (length > target.length) throw new SystemCallError("recv", "EMSGSIZE");
+        return target.subarray(0, length);
+      } catch (error) {
+        if (error instanceof SystemCallError && (error.code === "EAGAIN" || error.code === "EINTR")) return undefined;
+        throw error;
+      }
+    },
+  };
+}
+
+/** glibc's dev_t (sysmacros.h): 12 and 20 bits of the major, 8 and 24 of the minor, interleaved. */
+function encodeDevice(major: number, minor: number): bigint {
+  const [high, low] = [BigInt(major), BigInt(minor)];
+  return ((high & 0xfffff000n) << 32n) | ((high & 0xfffn) << 8n) | ((low & 0xffffff00n) << 12n) | (low & 0xffn);
+}
