@@ -14,7 +14,7 @@ import { statfs } from "node:fs/promises";
 import { status as code } from "@grpc/grpc-js";
 import type { Attachment, DataPlane } from "../attachment/data-plane.ts";
 import type { Clock } from "../base/clock.ts";
-import { OperationError } from "../base/errors.ts";
+import { isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import {
   type DeviceNumber,
@@ -159,7 +159,7 @@ export class NodeService {
 
   async getStats(request: messages.NodeGetVolumeStatsRequest): Promise<messages.NodeGetVolumeStatsResponse> {
     const volumeId = requests.mustVolumeIdField(request.volumeId);
-    const path = await this.#paths.resolve(requests.mustPath("volume_path", request.volumePath));
+    const path = await this.#resolveVolumePath(request.volumePath);
     const attachment = await this.#options.dataPlane.getAttachment(volumeId);
     const device = attachment === undefined ? undefined : await getDevice(attachment);
     if (path === undefined || attachment === undefined || device === undefined || !(await pathExists(path))) {
@@ -171,6 +171,16 @@ export class NodeService {
       return { usage: [{ unit: "BYTES", total: String(attachment.sizeBytes) }] };
     }
     throw new OperationError("not-found", "the volume is not mounted at this path", { context: { volumeId } });
+  }
+
+  /** Undefined where nothing can be: for this call also a path that is none. */
+  async #resolveVolumePath(path: string): Promise<string | undefined> {
+    try {
+      return await this.#paths.resolve(requests.mustPath("volume_path", path));
+    } catch (error) {
+      if (path !== "" && isKind(error, "invalid")) return undefined;
+      throw error;
+    }
   }
 
   async #attach(volumeId: VolumeId, context: PublishContext, secrets: Record<string, string>): Promise<Attachment> {
