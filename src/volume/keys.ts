@@ -76,13 +76,8 @@ export function checkpointKey(volume: VolumeRef, epoch: Epoch, number: number): 
   return checkpointPrefix(volume, epoch) + digits(number);
 }
 
-/** All map objects, or those one epoch wrote. */
-export function mapPrefix(volume: VolumeRef, epoch?: Epoch): string {
-  return `${uidPrefix(volume)}map/${epoch === undefined ? "" : `${digits(epoch)}/`}`;
-}
-
 export function mapKey(volume: VolumeRef, epoch: Epoch, number: number): string {
-  return mapPrefix(volume, epoch) + digits(number);
+  return `${uidPrefix(volume)}map/${digits(epoch)}/${digits(number)}`;
 }
 
 export function publicationPrefix(volume: VolumeRef): string {
@@ -93,15 +88,14 @@ export function publicationKey(volume: VolumeRef, number: number): string {
   return publicationPrefix(volume) + digits(number);
 }
 
-/** One of the 256 places that hold a volume's log; with `epoch`, what that epoch put there. */
-export function logPrefix(uid: VolumeUid, spread: number, epoch?: Epoch): string {
+/** One of the 256 places that hold a volume's log. */
+export function logPrefix(uid: VolumeUid, spread: number): string {
   assert(Number.isInteger(spread) && spread >= 0 && spread < LOG_PREFIX_COUNT, `no log prefix: ${spread}`);
-  const place = `v1/log/${spread.toString(16).padStart(2, "0")}/${uid}/`;
-  return epoch === undefined ? place : `${place}${digits(epoch)}/`;
+  return `v1/log/${spread.toString(16).padStart(2, "0")}/${uid}/`;
 }
 
 export function segmentKey(uid: VolumeUid, epoch: Epoch, sequence: SegmentSeq): string {
-  return logPrefix(uid, sequence % LOG_PREFIX_COUNT, epoch) + digits(sequence);
+  return `${logPrefix(uid, sequence % LOG_PREFIX_COUNT)}${digits(epoch)}/${digits(sequence)}`;
 }
 
 export function locationKey(hash: string): string {
