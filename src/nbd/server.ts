@@ -20,6 +20,7 @@ import { performHandshake } from "./handshake.ts";
 import { SlabPool } from "./slab-pool.ts";
 import { connectionOfAccepted } from "./socket-connection.ts";
 import { Transmission } from "./transmission.ts";
+import type { TransmissionEnd } from "./transmission.ts";
 
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const CONNECTION_LIMIT = 256;
@@ -27,8 +28,23 @@ const CONNECTION_LIMIT = 256;
 export type ListenAddress =
   { path: string } | { host: string; port: number; /** Serve without TLS: anyone who reaches the port owns the data. */ insecure: boolean };
 
+/** A client being served; Transmission is one. */
+export interface ServedClient {
+  /** Resolves, never rejects, when the connection is gone and the device has settled all its requests. */
+  readonly closed: Promise<TransmissionEnd>;
+  /** Takes no new request; resolves when those taken are answered. */
+  drain(): Promise<void>;
+  /** Closes at once; resolves when the device has settled. */
+  destroy(): Promise<void>;
+}
+
 export interface NbdServerOptions {
   source: ExportSource;
+  /**
+   * Serves a client that has chosen its export, and takes its connection over; for those who do that on other threads.
+   * Default: a Transmission on this thread.
+   */
+  transmit?: (connection: Connection, negotiated: HandshakeResult) => ServedClient;
   clock: Clock;
   log: Log;
   /** Connections at one time, handshakes included; more are closed at once. Default 256. */
@@ -49,7 +65,8 @@ export class NbdServer {
   readonly #pool = new SlabPool();
   readonly #listeners: Server[] = [];
   readonly #handshakes = new Set<Connection>();
-  readonly #transmissions = new Set<Transmission>();
+  readonly #transmit: (connection: Connection, negotiated: HandshakeResult) => ServedClient;
+  readonly #transmissions = new Set<ServedClient>();
   readonly #clients = new Set<Promise<void>>();
   #closing = false;
 
@@ -60,16 +77,12 @@ export class NbdServer {
     this.#connectionLimit = options.connectionLimit ?? CONNECTION_LIMIT;
     this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS;
     this.#memoryLimitBytes = options.memoryLimitBytes;
+    this.#transmit = options.transmit ?? ((connection, negotiated) => this.#transmitHere(connection, negotiated));
   }
 
   /** Clients connected now, those in the handshake included. */
   get connectionCount(): number {
     return this.#clients.size;
-  }
-
-  /** The transmissions running now, for their counters. */
-  transmissions(): readonly Transmission[] {
-    return [...this.#transmissions];
   }
 
   /**
@@ -105,9 +118,9 @@ export class NbdServer {
     const timer = this.#clock.after(graceMs, () => {
       for (const transmission of this.#transmissions) void transmission.destroy();
     });
-    await Promise.all(this.transmissions().map((transmission) => transmission.drain()));
+    await Promise.all([...this.#transmissions].map((transmission) => transmission.drain()));
     timer.cancel();
-    await Promise.all(this.transmissions().map((transmission) => transmission.destroy()));
+    await Promise.all([...this.#transmissions].map((transmission) => transmission.destroy()));
     await Promise.all(this.#clients);
     await Promise.all(listenersClosed);
   }
@@ -126,21 +139,23 @@ export class NbdServer {
   async #serve(connection: Connection): Promise<void> {
     const negotiated = await this.#negotiate(connection);
     if (negotiated === undefined) return;
-    const { handle, name, leftover } = negotiated;
-    const log = this.#log.child({ export: name });
-    const transmission = new Transmission(connection, handle.device, {
-      log,
-      leftover,
-      pool: this.#pool,
-      ...(this.#memoryLimitBytes === undefined ? {} : { memoryLimitBytes: this.#memoryLimitBytes }),
-    });
+    const transmission = this.#transmit(connection, negotiated);
     this.#transmissions.add(transmission);
     if (this.#closing) void transmission.destroy();
     const end = await transmission.closed;
     this.#transmissions.delete(transmission);
     const level = end.reason === "protocol" ? "warn" : "debug";
-    log[level]("client gone", { reason: end.reason, detail: end.detail });
-    await handle.release();
+    this.#log[level]("client gone", { export: negotiated.name, reason: end.reason, detail: end.detail });
+    await negotiated.handle.release();
+  }
+
+  #transmitHere(connection: Connection, { handle, name, leftover }: HandshakeResult): Transmission {
+    return new Transmission(connection, handle.device, {
+      log: this.#log.child({ export: name }),
+      leftover,
+      pool: this.#pool,
+      ...(this.#memoryLimitBytes === undefined ? {} : { memoryLimitBytes: this.#memoryLimitBytes }),
+    });
   }
 
   async #negotiate(connection: Connection): Promise<HandshakeResult | undefined> {

@@ -41,6 +41,11 @@ class StreamConnection implements Connection {
     });
   }
 
+  descriptor(): number | undefined {
+    const { _handle: handle } = (this.#stream ?? {}) as { _handle?: { fd?: number } | null };
+    return handle?.fd !== undefined && handle.fd >= 0 ? handle.fd : undefined;
+  }
+
   /** The `buffer` function of `onread`: the memory of the next receive. */
   nextBuffer(): Buffer {
     this.#lender = this.#receiver;
@@ -102,6 +107,14 @@ class StreamConnection implements Connection {
   destroy(): void {
     this.#stream?.destroy();
   }
+}
+
+/**
+ * The descriptor behind a paused connection, to be duplicated for another thread; the connection still owns it and must
+ * be destroyed afterwards. Undefined where the socket is gone.
+ */
+export function descriptorOf(connection: Connection): number | undefined {
+  return connection instanceof StreamConnection ? connection.descriptor() : undefined;
 }
 
 /** The connection takes the descriptor over and closes it. */

@@ -22,6 +22,8 @@ export interface Libc {
   /** A connected pair of close-on-exec unix stream sockets. */
   readonly socketPair: () => [number, number];
   readonly close: (fd: number) => void;
+  /** Another descriptor, close-on-exec, of the same open file. */
+  readonly duplicate: (fd: number) => number;
   /** A close-on-exec, non-blocking generic netlink socket, bound to a port of the kernel's choice. */
   readonly netlinkSocket: () => number;
   /**
@@ -58,6 +60,7 @@ const SO_SNDTIMEO = 21;
 const MSG_DONTWAIT = 0x40;
 const MSG_TRUNC = 0x20;
 const SHUT_RDWR = 2;
+const F_DUPFD_CLOEXEC = 1030;
 const S_IFBLK = 0o060000;
 const PR_SET_IO_FLUSHER = 57;
 const PR_GET_IO_FLUSHER = 58;
@@ -138,8 +141,9 @@ function bind(koffi: Koffi): Libc {
   };
 }
 
-function bindSockets(binder: Binder): Pick<Libc, "close" | "socketPair" | "sendTimeoutMs" | "shutdown"> {
+function bindSockets(binder: Binder): Pick<Libc, "close" | "duplicate" | "socketPair" | "sendTimeoutMs" | "shutdown"> {
   const close = binder.call("close", "int close(int fd)");
+  const fcntl = binder.call("fcntl", "int fcntl(int fd, int command, int argument)");
   const socketpair = binder.call("socketpair", "int socketpair(int domain, int type, int protocol, void *fds)");
   const getsockopt = binder.call(
     "getsockopt",
@@ -147,6 +151,7 @@ function bindSockets(binder: Binder): Pick<Libc, "close" | "socketPair" | "sendT
   );
   const shutdown = binder.call("shutdown", "int shutdown(int fd, int how)");
   return {
+    duplicate: (fd) => fcntl(fd, F_DUPFD_CLOEXEC, 3),
     close: (fd) => {
       close(fd);
     },
