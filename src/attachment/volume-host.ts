@@ -45,6 +45,8 @@ export interface ServedConnection {
   readonly closed: Promise<string>;
   /** Takes no new request, answers what is in flight, closes; resolves as `closed` does. */
   drain(): Promise<void>;
+  /** As drain, without waiting for a client to read its answers. */
+  destroy(): Promise<void>;
 }
 
 export interface ServedVolume {

@@ -24,7 +24,8 @@ export interface CacheCounters {
   misses: number;
 }
 
-export interface RequestObservation {
+/** One request to the object store, as the measuring decorator tells it. */
+export interface StoreObservation {
   kind: string;
   /** "ok" or the kind of the error. */
   outcome: string;
@@ -52,19 +53,13 @@ interface Collected {
 }
 
 /** Counts of one kind of operation of one volume. */
-export class OperationCounters {
-  readonly latency = new LatencyHistogram();
-  bytes = 0;
-  errors = 0;
-
-  observe(outcome: string, seconds: number, bytes: number): void {
-    this.latency.observe(seconds);
-    if (outcome === "ok") this.bytes += bytes;
-    else this.errors += 1;
-  }
+interface OperationCounters {
+  readonly latency: LatencyHistogram;
+  bytes: number;
+  errors: number;
 }
 
-/** Observer of one volume's device: give it to the measuring decorator. */
+/** Observer of one volume's device, as the measuring decorator calls it. */
 export class VolumeMetrics {
   readonly operations = new Map<string, OperationCounters>();
   readonly gauges: () => VolumeGauges;
@@ -73,13 +68,15 @@ export class VolumeMetrics {
     this.gauges = gauges;
   }
 
-  request(observation: RequestObservation): void {
-    let counters = this.operations.get(observation.kind);
+  completed(operation: string, bytes: number, durationMs: number, failed: boolean): void {
+    let counters = this.operations.get(operation);
     if (counters === undefined) {
-      counters = new OperationCounters();
-      this.operations.set(observation.kind, counters);
+      counters = { latency: new LatencyHistogram(), bytes: 0, errors: 0 };
+      this.operations.set(operation, counters);
     }
-    counters.observe(observation.outcome, observation.seconds, observation.bytes);
+    counters.latency.observe(durationMs / 1000);
+    if (failed) counters.errors += 1;
+    else counters.bytes += bytes;
   }
 }
 
@@ -125,7 +122,7 @@ export class Metrics {
 
   /** For the measuring decorator of the object store. */
   readonly storeObserver = {
-    request: (observation: RequestObservation): void => {
+    request: (observation: StoreObservation): void => {
       const { kind, outcome, seconds, bytes } = observation;
       this.#storeRequests.inc({ kind, outcome });
       this.#storeBytes.inc({ kind }, bytes);

@@ -78,6 +78,10 @@ export class FakeConnection implements ServedConnection {
     this.end("drained");
     await this.closed;
   }
+
+  async destroy(): Promise<void> {
+    this.end("destroyed");
+  }
 }
 
 export class FakeVolume implements ServedVolume {
