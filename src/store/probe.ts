@@ -2,10 +2,11 @@
  * Finds out whether a store keeps the promises that everything rests on, before anything is trusted to it: of racing
  * conditional creates exactly one wins, the winner's bytes come back, and a listing shows them at once. Stores that
  * ignore the condition are known to exist, and with one of them two nodes could write one volume: the probe fails
- * closed, with the way out named. It leaves nothing behind, except where it is killed in the midst of it.
+ * closed, with the way out named. It leaves nothing behind, except where it is killed in the midst of it or may not
+ * delete, which it reports too.
  */
 import type { Clock } from "../base/clock.ts";
-import { OperationError } from "../base/errors.ts";
+import { describe, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import { nullLog } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
@@ -44,9 +45,13 @@ export async function probeStore(store: ObjectStore, options: ProbeOptions): Pro
   try {
     for (const key of names) await probeKey(ways, key, { random, racers });
     await probeListing(ways, prefix, names);
-  } finally {
-    await cleanUp(store, names, log);
+  } catch (error) {
+    await store.delete(names).catch((reason: unknown) => {
+      log.warn("objects of the store probe were left behind", { location: store.location, error: describe(reason) });
+    });
+    throw error;
   }
+  await store.delete(names);
   log.info("store keeps conditional writes", {
     location: store.location,
     ways: ways.length,
@@ -101,15 +106,6 @@ async function probeListing(ways: readonly ObjectStore[], prefix: string, names:
         listed: listed.length,
       });
     }
-  }
-}
-
-/** What cannot be removed is told and left: a store that refuses deletes is found out by the delete that matters. */
-async function cleanUp(store: ObjectStore, names: readonly string[], log: Log): Promise<void> {
-  try {
-    await store.delete(names);
-  } catch (error) {
-    log.warn("objects of the store probe were left behind", { location: store.location, error: String(error) });
   }
 }
 

@@ -8,7 +8,7 @@
  * asking: the verdict is never guessed.
  */
 import type { Clock } from "../base/clock.ts";
-import { isKind, OperationError } from "../base/errors.ts";
+import { isKind, type OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
 import { bodyLength, bodyStart } from "./body.ts";
@@ -52,11 +52,16 @@ export class RetryingStore implements ObjectStore {
   }
 
   async putIfAbsent(key: string, body: readonly Uint8Array[], options: RequestOptions = {}): Promise<PutOutcome> {
-    return this.#retry("put", key, options, async () => {
-      const outcome = await this.#inner.putIfAbsent(key, body, options);
+    for (;;) {
+      const outcome = await this.#retry("put", key, options, () => this.#inner.putIfAbsent(key, body, options));
       if (outcome === "created") return "created";
-      return this.#whoseIs(key, body, options);
-    });
+      const standing = await this.getRange(key, { offset: 0, length: IDENTITY_BYTES }, options);
+      // Gone again: deleted in between. Only another attempt can tell who is first now.
+      if (standing === undefined) continue;
+      const isOurs =
+        standing.totalBytes === bodyLength(body) && standing.bytes.equals(bodyStart(body, IDENTITY_BYTES));
+      return isOurs ? "created" : "exists";
+    }
   }
 
   async get(key: string, options: RequestOptions = {}): Promise<Buffer | undefined> {
@@ -83,17 +88,6 @@ export class RetryingStore implements ObjectStore {
   async close(): Promise<void> {
     this.#closing.abort();
     await this.#inner.close();
-  }
-
-  async #whoseIs(key: string, body: readonly Uint8Array[], options: RequestOptions): Promise<PutOutcome> {
-    const answer = await this.#inner.getRange(key, { offset: 0, length: IDENTITY_BYTES }, options);
-    if (answer === undefined) {
-      // It was there and is gone: deleted in between. Only another attempt can tell who is first now.
-      throw new OperationError("unavailable", "an object vanished while it was created", { context: { key } });
-    }
-    const isOurs =
-      answer.totalBytes === bodyLength(body) && answer.bytes.equals(bodyStart(body, IDENTITY_BYTES));
-    return isOurs ? "created" : "exists";
   }
 
   async #retry<T>(what: string, key: string, options: RequestOptions, attempt: () => Promise<T>): Promise<T> {

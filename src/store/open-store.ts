@@ -1,0 +1,173 @@
+/**
+ * The one place where a store is put together from its URL and settings: the bare store, measured request by request,
+ * made patient. And the one place where every way to a store is probed before it is trusted.
+ *
+ *   s3://bucket/prefix   S3 or what speaks its protocol
+ *   file:///directory    a local or shared directory
+ *   memory:              gone with the process, for tests
+ */
+import { lookup } from "node:dns/promises";
+import { isIP } from "node:net";
+import { fileURLToPath } from "node:url";
+import type { Clock } from "../base/clock.ts";
+import { asOperationError, OperationError } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
+import type { Random } from "../base/random.ts";
+import { DirectoryStore } from "./directory.ts";
+import { MeasuredStore, type StoreObserver } from "./measured.ts";
+import { MemoryStore } from "./memory.ts";
+import { isKeyOrEmpty } from "./object-key.ts";
+import type { ObjectStore } from "./object-store.ts";
+import { probeStore } from "./probe.ts";
+import { RetryingStore, type RetryLimits } from "./retrying.ts";
+import type { S3Credentials } from "./s3-credentials.ts";
+import { S3Store, type S3StoreOptions } from "./s3.ts";
+
+/** What a user says about a store. All but `url` concern S3 alone. */
+export interface StoreSettings {
+  url: string;
+  /** http(s) URLs, used in turn; none: AWS's own for the region. */
+  endpoints?: readonly string[];
+  /** Default "us-east-1". */
+  region?: string;
+  /** Default: true where an endpoint is given, which is what most other vendors' stores need. */
+  pathStyle?: boolean;
+  caFile?: string;
+  /** Default: the environment and the usual chain. */
+  credentials?: S3Credentials;
+  requestTimeoutMs?: number;
+  connectTimeoutMs?: number;
+  maxConnections?: number;
+}
+
+export interface StoreParts {
+  clock: Clock;
+  random: Random;
+  log: Log;
+  observer?: StoreObserver;
+  /** Default: retry until the caller's signal aborts. */
+  limits?: RetryLimits;
+}
+
+/** A ready store. Throws "invalid" where the settings are wrong; contacts nobody. */
+export function openStore(settings: StoreSettings, parts: StoreParts): ObjectStore {
+  return decorate(openBareStore(settings, parts), parts);
+}
+
+/**
+ * Probes the store of `settings` (probe.ts) over every endpoint and every address these resolve to, at once. Rejects
+ * with "invalid" where it cannot be trusted or reached as configured; `limits` in `parts` bound the attempts.
+ */
+export async function probeStoreWays(
+  settings: StoreSettings,
+  parts: StoreParts,
+  counts: { keys?: number; racers?: number } = {},
+): Promise<void> {
+  const ways = (await waysTo(settings)).map((way) => decorate(openBareStore(settings, parts, way), parts));
+  const [first, ...peers] = ways;
+  try {
+    await probeStore(first, { ...parts, ...counts, peers });
+  } finally {
+    await Promise.all(ways.map((way) => way.close()));
+  }
+}
+
+/** One endpoint at one address; empty for stores that have but one way. */
+type Way = Pick<S3StoreOptions, "address"> & { endpoint?: string };
+
+/** More addresses than these are not raced at once. */
+const MAX_WAYS = 8;
+
+async function waysTo(settings: StoreSettings): Promise<Way[]> {
+  const ways: Way[] = [];
+  if (settings.url.startsWith("s3:")) {
+    for (const endpoint of settings.endpoints ?? []) {
+      for (const address of await addressesOf(endpoint)) ways.push({ endpoint, address });
+    }
+  }
+  return ways.length === 0 ? [{}] : ways.slice(0, MAX_WAYS);
+}
+
+async function addressesOf(endpoint: string): Promise<{ address: string; family: number }[]> {
+  const host = endpointUrl(endpoint).hostname.replace(/^\[|\]$/g, "");
+  const family = isIP(host);
+  if (family !== 0) return [{ address: host, family }];
+  try {
+    return await lookup(host, { all: true });
+  } catch (error) {
+    throw asOperationError(error, "unavailable", "the S3 endpoint's host name does not resolve");
+  }
+}
+
+function decorate(bare: ObjectStore, parts: StoreParts): ObjectStore {
+  const measured = parts.observer === undefined ? bare : new MeasuredStore(bare, parts.observer, parts.clock);
+  return new RetryingStore(measured, parts);
+}
+
+function openBareStore(settings: StoreSettings, parts: StoreParts, way: Way = {}): ObjectStore {
+  const url = parseUrl(settings.url);
+  switch (url.protocol) {
+    case "memory:":
+      return new MemoryStore({ clock: parts.clock });
+    case "file:":
+      return new DirectoryStore({ root: directoryOf(url), clock: parts.clock, random: parts.random });
+    case "s3:":
+      return openS3(url, settings, parts, way);
+    default:
+      throw badUrl(settings.url);
+  }
+}
+
+function openS3(url: URL, settings: StoreSettings, parts: StoreParts, way: Way): S3Store {
+  const prefix = url.pathname.replace(/^\/|\/$/g, "");
+  if (url.hostname === "" || !isKeyOrEmpty(prefix) || url.search !== "" || url.hash !== "" || url.username !== "") {
+    throw badUrl(settings.url);
+  }
+  const endpoints = (way.endpoint === undefined ? (settings.endpoints ?? []) : [way.endpoint]).map(
+    (endpoint) => endpointUrl(endpoint).href,
+  );
+  const { caFile, requestTimeoutMs, connectTimeoutMs, maxConnections } = settings;
+  return new S3Store(
+    {
+      bucket: url.hostname,
+      prefix,
+      endpoints,
+      region: settings.region ?? "us-east-1",
+      forcePathStyle: settings.pathStyle ?? endpoints.length > 0,
+      credentials: settings.credentials ?? { kind: "default" },
+      ...(caFile === undefined ? {} : { caFile }),
+      ...(requestTimeoutMs === undefined ? {} : { requestTimeoutMs }),
+      ...(connectTimeoutMs === undefined ? {} : { connectTimeoutMs }),
+      ...(maxConnections === undefined ? {} : { maxConnections }),
+      ...(way.address === undefined ? {} : { address: way.address }),
+    },
+    parts.clock,
+  );
+}
+
+function parseUrl(text: string): URL {
+  if (!URL.canParse(text)) throw badUrl(text);
+  return new URL(text);
+}
+
+function directoryOf(url: URL): string {
+  if (url.hostname !== "" || url.pathname === "/") throw badUrl(url.href);
+  return fileURLToPath(url);
+}
+
+function endpointUrl(text: string): URL {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  const isPlain = url !== undefined && url.username === "" && url.password === "" && url.search === "";
+  if (isPlain && (url.protocol === "http:" || url.protocol === "https:")) return url;
+  throw new OperationError("invalid", "an S3 endpoint is a URL such as https://s3.example.com:9000, with no more in it");
+}
+
+/** The URL is not repeated: somebody may have put a secret into it. */
+function badUrl(text: string): OperationError {
+  const scheme = /^[a-z0-9]{1,10}:/.exec(text)?.[0] ?? "none";
+  return new OperationError(
+    "invalid",
+    "the store's URL must be s3://bucket or s3://bucket/prefix (letters, digits, . _ - =), file:///directory, or memory:",
+    { context: { scheme } },
+  );
+}
