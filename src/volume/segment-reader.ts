@@ -1,0 +1,371 @@
+/**
+ * Reads stored bytes of a volume's immutable objects: from the block cache, else from S3 in parts of 64 KiB that fill
+ * the cache on the way. One reader a volume; cache and budget are shared by the volumes of a thread.
+ *
+ * - Single flight: a part is fetched once, however many ask for it. Parts of one object asked for in one turn of the
+ *   event loop are fetched by one GET where at most 256 KiB lie between them (what lies between is cached too).
+ * - The length of every body is verified. Whether the bytes are right is decided by the caller, who knows the
+ *   checksums of frames and heads; where they do not match, refetch() reads past the cache, once.
+ * - Nothing is fetched ahead that nobody asked for: readahead.ts decides, prefetch() fetches, and only while half of
+ *   the budget stays free for those who wait.
+ * Time-outs and retries are the store's; the reader waits until its signal aborts.
+ */
+import { assert } from "../base/assert.ts";
+import type { Clock } from "../base/clock.ts";
+import { asOperationError, describe, OperationError } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
+import type { ObjectStore } from "../store/object-store.ts";
+import type { BlockCache } from "./block-cache.ts";
+import { type ObjectIdentity, PART_BYTES } from "./cache-index.ts";
+import type { ReadBudget } from "./read-budget.ts";
+
+/** An object as the reader needs it: where it is, and who it is. */
+export interface StoredObject extends ObjectIdentity {
+  readonly key: string;
+}
+
+export interface SegmentReaderOptions {
+  store: ObjectStore;
+  cache: BlockCache;
+  budget: ReadBudget;
+  clock: Clock;
+  log: Log;
+  /** Ends every request with "unavailable" when it aborts: the volume is closing. */
+  signal?: AbortSignal;
+}
+
+export interface SegmentReaderStats {
+  gets: number;
+  getBytes: number;
+  /** Parts somebody waited for that were on their way already. */
+  joinedParts: number;
+  prefetchedBytes: number;
+  /** Readahead given up because the budget was taken. */
+  skippedBytes: number;
+  refetches: number;
+}
+
+const MAX_GAP_PARTS = 4;
+const MAX_GET_PARTS = 32;
+const ADMIT_STEP_PARTS = 16;
+
+/** A part on its way. */
+interface Flight {
+  readonly part: number;
+  /** False while only readahead wants it. */
+  demanded: boolean;
+  readonly bytes: Promise<Buffer>;
+  readonly land: (bytes: Buffer) => void;
+  readonly crash: (error: OperationError) => void;
+}
+
+/** The flights of one object; `waiting` ones have not been put into a GET yet. */
+interface Traffic {
+  readonly object: StoredObject;
+  readonly flights: Map<number, Flight>;
+  waiting: Flight[];
+}
+
+export class SegmentReader {
+  readonly #store: ObjectStore;
+  readonly #cache: BlockCache;
+  readonly #budget: ReadBudget;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #signal: AbortSignal | undefined;
+  readonly #traffic = new Map<string, Traffic>();
+  readonly #counts = { gets: 0, getBytes: 0, joinedParts: 0, prefetchedBytes: 0, skippedBytes: 0, refetches: 0 };
+
+  constructor(options: SegmentReaderOptions) {
+    this.#store = options.store;
+    this.#cache = options.cache;
+    this.#budget = options.budget;
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#signal = options.signal;
+  }
+
+  /**
+   * The hot path, for a frame: fills `target` at once where it is cached and the disk is fast. The bytes were compared
+   * with nothing: the caller checks the frame's own checksum, which is bound to the object, and calls refetch() where
+   * it does not match. False: call read().
+   */
+  readFrameSync(object: StoredObject, offset: number, target: Buffer): boolean {
+    return !this.#cache.readsAreSlow() && this.#cache.readUnverifiedSync(object, offset, target);
+  }
+
+  /**
+   * Stored bytes [offset, offset + length) of `object`, at once where they are cached. Cached bytes were compared with
+   * the checksums made when they came; those from S3 are as S3 gave them. Throws or rejects with "corrupt" where the
+   * object is missing or ends before; "unavailable" when the signal aborts.
+   */
+  read(object: StoredObject, offset: number, length: number): Buffer | Promise<Buffer> {
+    assert(length > 0 && offset >= 0, "a read has bytes");
+    const target = Buffer.allocUnsafe(length);
+    if (!this.#cache.readsAreSlow() && this.#cache.readSync(object, offset, target)) return target;
+    return this.#readParts(object, offset, target);
+  }
+
+  /**
+   * Drops the range from the cache and reads it from S3 again, whatever is cached or on its way: for bytes whose
+   * checksum did not match. Where it does not match again, the object itself is corrupt.
+   */
+  async refetch(object: StoredObject, offset: number, length: number): Promise<Buffer> {
+    this.#counts.refetches += 1;
+    this.#cache.drop(object, offset, length);
+    const target = Buffer.allocUnsafe(length);
+    const last = Math.floor((offset + length - 1) / PART_BYTES);
+    for (let part = Math.floor(offset / PART_BYTES); part <= last; part += MAX_GET_PARTS) {
+      const count = Math.min(MAX_GET_PARTS, last - part + 1);
+      await this.#budget.acquire(count * PART_BYTES);
+      try {
+        const body = await this.#get(object, part, count);
+        for (let next = part; next < part + count; next += 1) {
+          const bytes = partOf(body, next - part);
+          copyPart(object, next, bytes, { target, offset });
+          this.#cache.drop(object, next * PART_BYTES, 1);
+          this.#cache.insert(object, next, bytes);
+        }
+      } finally {
+        this.#budget.release(count * PART_BYTES);
+      }
+    }
+    return target;
+  }
+
+  /** Begins to fetch what of the range is not cached. Errors are nobody's: whoever reads the range will meet them. */
+  prefetch(object: StoredObject, offset: number, length: number): void {
+    if (length <= 0 || this.#cache.stats().state === "off") return;
+    const traffic = this.#trafficOf(object);
+    for (let part = Math.floor(offset / PART_BYTES); part * PART_BYTES < offset + length; part += 1) {
+      if (!traffic.flights.has(part) && !this.#cache.has(object, part)) this.#takeOff(traffic, part, false);
+    }
+    this.#leave(traffic);
+  }
+
+  /**
+   * Puts an object that was just uploaded into the cache, a MiB at a time. `body` is borrowed until it resolves; what
+   * the cache's disk is too slow for is left out.
+   */
+  async admit(object: StoredObject, body: readonly Uint8Array[]): Promise<void> {
+    if (this.#cache.stats().state === "off") return;
+    let part = 0;
+    for (const bytes of partsOf(body)) {
+      if (!this.#cache.insert(object, part, bytes)) {
+        await this.#cache.settled();
+        if (!this.#cache.insert(object, part, bytes)) return;
+      }
+      part += 1;
+      if (part % ADMIT_STEP_PARTS === 0) await this.#clock.yield();
+    }
+  }
+
+  stats(): SegmentReaderStats {
+    return { ...this.#counts };
+  }
+
+  async #readParts(object: StoredObject, offset: number, target: Buffer): Promise<Buffer> {
+    const traffic = this.#trafficOf(object);
+    const waits: Promise<void>[] = [];
+    for (let done = 0; done < target.length;) {
+      const part = Math.floor((offset + done) / PART_BYTES);
+      const within = offset + done - part * PART_BYTES;
+      const step = Math.min(PART_BYTES - within, target.length - done);
+      const piece = target.subarray(done, done + step);
+      if (this.#cache.has(object, part)) {
+        if (this.#cache.readsAreSlow()) waits.push(this.#readCached(traffic, offset + done, piece));
+        else if (!this.#cache.readSync(object, offset + done, piece))
+          waits.push(this.#fly(traffic, part, offset + done, piece));
+      } else {
+        waits.push(this.#fly(traffic, part, offset + done, piece));
+      }
+      done += step;
+    }
+    this.#leave(traffic);
+    await Promise.all(waits);
+    return target;
+  }
+
+  /** A cached piece of one part, off the thread; from S3 where it turns out not to be there after all. */
+  async #readCached(traffic: Traffic, offset: number, piece: Buffer): Promise<void> {
+    if (await this.#cache.read(traffic.object, offset, piece)) return;
+    const current = this.#trafficOf(traffic.object);
+    const flown = this.#fly(current, Math.floor(offset / PART_BYTES), offset, piece);
+    this.#leave(current);
+    await flown;
+  }
+
+  /** Fills `piece`, which lies in one part, when the part has come. */
+  async #fly(traffic: Traffic, part: number, offset: number, piece: Buffer): Promise<void> {
+    let flight = traffic.flights.get(part);
+    if (flight === undefined) {
+      flight = this.#takeOff(traffic, part, true);
+    } else {
+      flight.demanded = true;
+      this.#counts.joinedParts += 1;
+    }
+    copyPart(traffic.object, part, await flight.bytes, { target: piece, offset });
+  }
+
+  #trafficOf(object: StoredObject): Traffic {
+    let traffic = this.#traffic.get(object.key);
+    if (traffic === undefined) {
+      traffic = { object, flights: new Map(), waiting: [] };
+      this.#traffic.set(object.key, traffic);
+    }
+    return traffic;
+  }
+
+  #takeOff(traffic: Traffic, part: number, demanded: boolean): Flight {
+    const flight = newFlight(part, demanded);
+    traffic.flights.set(part, flight);
+    traffic.waiting.push(flight);
+    if (traffic.waiting.length === 1) queueMicrotask(() => this.#depart(traffic));
+    return flight;
+  }
+
+  /** Ends the books of an object that nothing is on its way from. */
+  #leave(traffic: Traffic): void {
+    const { key } = traffic.object;
+    if (traffic.flights.size === 0 && this.#traffic.get(key) === traffic) this.#traffic.delete(key);
+  }
+
+  /**
+   * Puts everything that was asked for in this turn into as few GETs as the rules allow. Readahead rides along where
+   * it lies between what is waited for; the rest of it comes after and never makes a GET longer that somebody awaits.
+   */
+  #depart(traffic: Traffic): void {
+    const waiting = new Set(traffic.waiting);
+    traffic.waiting = [];
+    const aboard = new Set<number>();
+    for (const demanded of [true, false]) {
+      const parts = [...waiting].flatMap((flight) =>
+        flight.demanded === demanded && !aboard.has(flight.part) ? [flight.part] : [],
+      );
+      for (const { first, last } of groupParts(parts)) {
+        const flights: Flight[] = [];
+        for (let part = first; part <= last; part += 1) {
+          let flight = traffic.flights.get(part);
+          if (aboard.has(part) || (flight !== undefined && !waiting.has(flight))) continue;
+          aboard.add(part);
+          flight ??= newFlight(part, false);
+          traffic.flights.set(part, flight);
+          flights.push(flight);
+        }
+        void this.#carry(traffic, flights);
+      }
+    }
+  }
+
+  /** One GET for `flights`, and for the parts between them. Never rejects. */
+  async #carry(traffic: Traffic, flights: Flight[]): Promise<void> {
+    const start = flights[0].part;
+    const count = flights[flights.length - 1].part - start + 1;
+    const bytes = count * PART_BYTES;
+    const demanded = flights.some((flight) => flight.demanded);
+    let failure: OperationError | undefined;
+    let body: Buffer | undefined;
+    if (!demanded && !this.#budget.tryAcquire(bytes, this.#budget.totalBytes / 2)) {
+      this.#counts.skippedBytes += bytes;
+      failure = new OperationError("unavailable", "readahead was given up, the budget of reads is taken");
+    } else {
+      if (demanded) await this.#budget.acquire(bytes);
+      else this.#counts.prefetchedBytes += bytes;
+      try {
+        body = await this.#get(traffic.object, start, count);
+        for (let part = start; part < start + count; part += 1) {
+          this.#cache.insert(traffic.object, part, partOf(body, part - start));
+        }
+      } catch (error) {
+        failure = asOperationError(error, "unavailable", "cannot read the object");
+        if (!demanded) this.#log.debug("readahead failed", { key: traffic.object.key, error: describe(error) });
+      } finally {
+        this.#budget.release(bytes);
+      }
+    }
+    for (const flight of flights) {
+      traffic.flights.delete(flight.part);
+      if (body === undefined || failure !== undefined) flight.crash(failure ?? this.#closing());
+      else flight.land(partOf(body, flight.part - start));
+    }
+    this.#leave(traffic);
+  }
+
+  /** The parts [part, part + count) of the object: all their bytes, fewer only where the object ends. */
+  async #get(object: StoredObject, part: number, count: number): Promise<Buffer> {
+    if (this.#signal?.aborted === true) throw this.#closing();
+    const range = { offset: part * PART_BYTES, length: count * PART_BYTES };
+    this.#counts.gets += 1;
+    const answer = await this.#store.getRange(
+      object.key,
+      range,
+      this.#signal === undefined ? {} : { signal: this.#signal },
+    );
+    if (answer === undefined) throw corrupt("an object that the map refers to is missing", object, range.offset);
+    const expected = Math.min(range.length, Math.max(0, answer.totalBytes - range.offset));
+    this.#counts.getBytes += answer.bytes.length;
+    if (answer.bytes.length !== expected) throw corrupt("the store sent a short body", object, range.offset);
+    return answer.bytes;
+  }
+
+  #closing(): OperationError {
+    return new OperationError("unavailable", "the volume is closing");
+  }
+}
+
+function newFlight(part: number, demanded: boolean): Flight {
+  const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
+  // Readahead that fails has nobody who would hear of it.
+  promise.catch(() => {});
+  return { part, demanded, bytes: promise, land: resolve, crash: reject };
+}
+
+/** Runs of parts, at most MAX_GET_PARTS long, that are worth one GET each. */
+function groupParts(parts: readonly number[]): { first: number; last: number }[] {
+  const groups: { first: number; last: number }[] = [];
+  for (const part of parts.toSorted((left, right) => left - right)) {
+    const group = groups.at(-1);
+    const near = group !== undefined && part - group.last - 1 <= MAX_GAP_PARTS;
+    if (near && part - group.first < MAX_GET_PARTS) group.last = part;
+    else groups.push({ first: part, last: part });
+  }
+  return groups;
+}
+
+function corrupt(message: string, object: StoredObject, offset: number): OperationError {
+  return new OperationError("corrupt", message, { context: { key: object.key, offset } });
+}
+
+function partOf(body: Buffer, index: number): Buffer {
+  return body.subarray(index * PART_BYTES, (index + 1) * PART_BYTES);
+}
+
+/** Copies what of the part lies in the range that `target` has from `offset`. */
+function copyPart(object: StoredObject, part: number, bytes: Buffer, into: { target: Buffer; offset: number }): void {
+  const { target, offset } = into;
+  const from = Math.max(offset, part * PART_BYTES);
+  const to = Math.min(offset + target.length, (part + 1) * PART_BYTES);
+  if (to - part * PART_BYTES > bytes.length) {
+    throw corrupt("an object ends before the bytes that the map refers to", object, from);
+  }
+  bytes.copy(target, from - offset, from - part * PART_BYTES, to - part * PART_BYTES);
+}
+
+/** The parts of a body that comes in pieces; a part over several pieces is put together, others are views. */
+function* partsOf(body: readonly Uint8Array[]): Generator<Buffer> {
+  let open: Buffer[] = [];
+  let openBytes = 0;
+  for (const piece of body) {
+    for (let at = 0; at < piece.length;) {
+      const step = Math.min(PART_BYTES - openBytes, piece.length - at);
+      open.push(Buffer.from(piece.buffer, piece.byteOffset + at, step));
+      openBytes += step;
+      at += step;
+      if (openBytes < PART_BYTES) continue;
+      yield open.length === 1 ? open[0] : Buffer.concat(open);
+      open = [];
+      openBytes = 0;
+    }
+  }
+  if (openBytes > 0) yield Buffer.concat(open);
+}
