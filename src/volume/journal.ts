@@ -106,6 +106,11 @@ export class Journal {
     return this.#journalId;
   }
 
+  /** What the seeds of this journal's frames start from: see journalFrameSeed. */
+  get frameSeed(): number {
+    return this.#seed;
+  }
+
   /** Sequence of the last record appended. */
   get sequence(): number {
     return this.#sequence;
@@ -292,7 +297,10 @@ export class Journal {
     if (position > this.#released) this.#released = position;
     const oldestNeeded = Math.floor(this.#released / this.#fileBytes);
     const freed = [...this.#files.values()].filter((entry) => entry.number < oldestNeeded);
-    if (freed.length === 0) return;
+    if (freed.length === 0) {
+      if (this.#roomWaiters.length > 0) this.#prepareNext();
+      return;
+    }
     for (const entry of freed) {
       this.#files.delete(entry.number);
       this.#unsynced.delete(entry);

@@ -10,6 +10,7 @@
 import { assert } from "../base/assert.ts";
 import { MapPageRuns, SHARD_BLOCKS, word1Step } from "./format/map-page.ts";
 import { ObjectReferences } from "./format/object-references.ts";
+import type { StoredSegment } from "./stored-segment.ts";
 
 const MAX_RUNS = 4096;
 const MAX_SOURCES = 65_000;
@@ -17,8 +18,8 @@ const MAX_SOURCES = 65_000;
 export class MapShard {
   readonly index: number;
   sources = new ObjectReferences();
-  /** Per source: the number of the object in the block cache, plus one; 0 until it was asked for. */
-  handles = new Uint32Array(16);
+  /** Per source: the segment as readers need it, made when it is first read. */
+  segments: (StoredSegment | undefined)[] = [];
   /** Changed since it was last written to a map object. */
   dirty = false;
   /** Its page is on the way to S3: it must not be dropped, because the directory still names the old page. */
@@ -105,10 +106,7 @@ export class MapShard {
         return index;
       }
     }
-    const added = sources.push({ lineage, epoch, sequence });
-    if (sources.count > this.handles.length) this.handles = copyOf(new Uint32Array(sources.lineage.length), this.handles);
-    this.handles[added] = 0;
-    return added;
+    return sources.push({ lineage, epoch, sequence });
   }
 
   /** Calls `visit` for every run in block order. */
@@ -128,10 +126,10 @@ export class MapShard {
   /** Drops the sources that no entry names any more and renumbers the rest. */
   tidySources(): void {
     const old = this.sources;
-    const oldHandles = this.handles;
+    const oldSegments = this.segments;
     const renumbered = new Uint32Array(old.count);
     const kept = new ObjectReferences();
-    const handles = new Uint32Array(Math.max(16, old.lineage.length));
+    const segments: (StoredSegment | undefined)[] = [];
     const renumber = (words: Uint32Array, count: number, stride: number): void => {
       for (let index = 0; index < count; index += 1) {
         const word0 = words[index * stride];
@@ -140,7 +138,7 @@ export class MapShard {
         if (renumbered[source] === 0) {
           const row = { lineage: old.lineage[source], epoch: old.epoch[source], sequence: old.sequence[source] };
           const added = kept.push(row);
-          handles[added] = oldHandles[source];
+          segments[added] = oldSegments[source];
           renumbered[source] = added + 1;
         }
         words[index * stride] = ((renumbered[source] << 16) | (word0 & 0xffff)) >>> 0;
@@ -149,7 +147,7 @@ export class MapShard {
     if (this.#flat === undefined) renumber(this.#word0, this.#runs, 1);
     else renumber(this.#flat, SHARD_BLOCKS, 2);
     this.sources = kept;
-    this.handles = handles;
+    this.segments = segments;
   }
 
   /** Everything that the shard's page holds, with dead sources dropped. */
@@ -164,7 +162,6 @@ export class MapShard {
   static fromPage(index: number, page: { sources: ObjectReferences; runs: MapPageRuns }): MapShard {
     const shard = new MapShard(index);
     shard.sources = page.sources;
-    shard.handles = new Uint32Array(page.sources.lineage.length);
     const { runs } = page;
     for (let run = 0; run < runs.count; run += 1) {
       shard.set(runs.start[run], runs.blockCount[run], runs.word0[run], runs.word1[run]);

@@ -45,7 +45,8 @@ export interface RecoveryEnvironment {
 
 export interface Recovered {
   epoch: Epoch;
-  everWritten: boolean;
+  /** As S3 knows it, and with what only the local journal holds. */
+  everWritten: { stored: boolean; journaled: boolean };
   /** Sequence of the last journal record that S3 holds. */
   journalEnd: number;
   /** Log objects applied on top of the checkpoint: how much a crash now would have to replay. */
@@ -84,10 +85,10 @@ export async function recover(
   const history = await readHistory(environment, fencing, volume, (epoch - 1) as Epoch | 0);
   const own = history.journalId === undefined || history.journalId.equals(journal.journalId);
   let journalEnd = own ? history.journalEnd : 0;
-  let everWritten = history.everWritten;
+  let journaled = history.everWritten;
   if (journal.hasHistory && own) {
     await journal.recover(journalEnd, (record, position) => {
-      everWritten = true;
+      journaled = true;
       visit(record, position);
     });
   } else {
@@ -108,6 +109,7 @@ export async function recover(
     baseCheckpoint: history.baseCheckpoint,
     everWritten: history.everWritten,
   });
+  const everWritten = { stored: history.everWritten, journaled };
   return { epoch, everWritten, journalEnd, replayedSegments: history.replayedSegments };
 }
 
