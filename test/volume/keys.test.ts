@@ -24,7 +24,9 @@ import {
 
 const number53 = fc.oneof(fc.nat(300), fc.bigInt({ min: 0n, max: 2n ** 53n - 1n }).map(Number));
 const hex = (length: number): fc.Arbitrary<string> =>
-  fc.array(fc.constantFrom(..."0123456789abcdef"), { minLength: length, maxLength: length }).map((all) => all.join(""));
+  fc
+    .array(fc.constantFrom(...Array.from("0123456789abcdef")), { minLength: length, maxLength: length })
+    .map((all) => all.join(""));
 const uid = hex(32).map((text) => text as VolumeUid);
 const id = fc.stringMatching(/^[a-z0-9][a-z0-9-]{0,62}$/).map((text) => text as VolumeId);
 const epoch = number53.map((value) => value as Epoch);
@@ -42,13 +44,24 @@ const parsed: fc.Arbitrary<ParsedKey> = fc.oneof(
 );
 
 function build(key: ParsedKey): string {
-  if (key.kind === "meta") return metaKey(key.id, key.number);
-  if (key.kind === "epoch") return epochKey(key, key.epoch);
-  if (key.kind === "checkpoint") return checkpointKey(key, key.epoch, key.number);
-  if (key.kind === "map") return mapKey(key, key.epoch, key.number);
-  if (key.kind === "publication") return publicationKey(key, key.number);
-  if (key.kind === "segment") return segmentKey(key.uid, key.epoch, key.sequence);
-  return key.kind === "location" ? locationKey(key.hash) : nodeKey(key.hash);
+  switch (key.kind) {
+    case "meta":
+      return metaKey(key.id, key.number);
+    case "epoch":
+      return epochKey(key, key.epoch);
+    case "checkpoint":
+      return checkpointKey(key, key.epoch, key.number);
+    case "map":
+      return mapKey(key, key.epoch, key.number);
+    case "publication":
+      return publicationKey(key, key.number);
+    case "segment":
+      return segmentKey(key.uid, key.epoch, key.sequence);
+    case "location":
+      return locationKey(key.hash);
+    case "node":
+      return nodeKey(key.hash);
+  }
 }
 
 test("every key that is built parses back to what it was built from", () => {
