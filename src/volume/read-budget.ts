@@ -4,6 +4,7 @@
  * else is under way and then has it alone. What was acquired must be released, whatever became of the request.
  */
 import { assert } from "../base/assert.ts";
+import { OperationError } from "../base/errors.ts";
 
 export class ReadBudget {
   readonly totalBytes: number;
@@ -26,15 +27,33 @@ export class ReadBudget {
     return true;
   }
 
-  /** Resolves when `bytes` are taken. */
-  async acquire(bytes: number): Promise<void> {
+  /** Resolves when `bytes` are taken; rejects with "unavailable", and takes nothing, when the signal aborts first. */
+  async acquire(bytes: number, signal?: AbortSignal): Promise<void> {
     if (this.tryAcquire(bytes)) return;
-    await new Promise<void>((resolve) => this.#waiting.push({ bytes, enter: resolve }));
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const entry = { bytes, enter: resolve };
+    const giveUp = (): void => {
+      this.#waiting = this.#waiting.filter((waiting) => waiting !== entry);
+      this.#admit();
+      reject(new OperationError("unavailable", "the read was given up, its volume is closing"));
+    };
+    this.#waiting.push(entry);
+    signal?.addEventListener("abort", giveUp, { once: true });
+    if (signal?.aborted === true) giveUp();
+    try {
+      await promise;
+    } finally {
+      signal?.removeEventListener("abort", giveUp);
+    }
   }
 
   release(bytes: number): void {
     this.#usedBytes -= bytes;
     assert(this.#usedBytes >= 0, "no more is released than was acquired");
+    this.#admit();
+  }
+
+  #admit(): void {
     for (let next = this.#waiting[0]; next !== undefined && this.#fits(next.bytes); next = this.#waiting[0]) {
       this.#waiting.shift();
       this.#usedBytes += next.bytes;

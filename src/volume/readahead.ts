@@ -48,7 +48,7 @@ export class Readahead {
       this.#streams.unshift({ end, run: length, aheadEnd: end, window: MIN_WINDOW_BYTES });
       return undefined;
     }
-    const stream = this.#streams[at]!;
+    const stream = this.#streams[at];
     if (at > 0) {
       this.#streams.splice(at, 1);
       this.#streams.unshift(stream);

@@ -117,17 +117,12 @@ export class SegmentReader {
     const last = Math.floor((offset + length - 1) / PART_BYTES);
     for (let part = Math.floor(offset / PART_BYTES); part <= last; part += MAX_GET_PARTS) {
       const count = Math.min(MAX_GET_PARTS, last - part + 1);
-      await this.#budget.acquire(count * PART_BYTES);
-      try {
-        const body = await this.#get(object, part, count);
-        for (let next = part; next < part + count; next += 1) {
-          const bytes = partOf(body, next - part);
-          copyPart(object, next, bytes, { target, offset });
-          this.#cache.drop(object, next * PART_BYTES, 1);
-          this.#cache.insert(object, next, bytes);
-        }
-      } finally {
-        this.#budget.release(count * PART_BYTES);
+      const body = await this.#fetch(object, part, count, true);
+      for (let next = part; next < part + count; next += 1) {
+        const bytes = partOf(body, next - part);
+        copyPart(object, next, bytes, { target, offset });
+        this.#cache.drop(object, next * PART_BYTES, 1);
+        this.#cache.insert(object, next, bytes);
       }
     }
     return target;
@@ -257,43 +252,49 @@ export class SegmentReader {
     }
   }
 
-  /** One GET for `flights`, and for the parts between them. Never rejects. */
+  /** One GET for `flights`, and for the parts between them. Rejects only for a bug. */
   async #carry(traffic: Traffic, flights: Flight[]): Promise<void> {
     const start = flights[0].part;
     const count = flights[flights.length - 1].part - start + 1;
-    const bytes = count * PART_BYTES;
     const demanded = flights.some((flight) => flight.demanded);
-    let failure: OperationError | undefined;
-    let body: Buffer | undefined;
-    if (!demanded && !this.#budget.tryAcquire(bytes, this.#budget.totalBytes / 2)) {
-      this.#counts.skippedBytes += bytes;
-      failure = new OperationError("unavailable", "readahead was given up, the budget of reads is taken");
-    } else {
-      if (demanded) await this.#budget.acquire(bytes);
-      else this.#counts.prefetchedBytes += bytes;
-      try {
-        body = await this.#get(traffic.object, start, count);
-        for (let part = start; part < start + count; part += 1) {
-          this.#cache.insert(traffic.object, part, partOf(body, part - start));
-        }
-      } catch (error) {
-        failure = asOperationError(error, "unavailable", "cannot read the object");
-        if (!demanded) this.#log.debug("readahead failed", { key: traffic.object.key, error: describe(error) });
-      } finally {
-        this.#budget.release(bytes);
-      }
-    }
-    for (const flight of flights) {
-      traffic.flights.delete(flight.part);
-      if (body === undefined || failure !== undefined) flight.crash(failure ?? this.#closing());
-      else flight.land(partOf(body, flight.part - start));
-    }
+    const body = await this.#fetch(traffic.object, start, count, demanded).catch((error: unknown) =>
+      asOperationError(error, "unavailable", "cannot read the object"),
+    );
+    for (const flight of flights) traffic.flights.delete(flight.part);
     this.#leave(traffic);
+    if (body instanceof OperationError) {
+      if (!demanded) this.#log.debug("readahead failed", { key: traffic.object.key, error: describe(body) });
+      for (const flight of flights) flight.crash(body);
+      return;
+    }
+    for (const flight of flights) flight.land(partOf(body, flight.part - start));
+    for (let part = start; part < start + count; part += 1) {
+      this.#cache.insert(traffic.object, part, partOf(body, part - start));
+    }
+  }
+
+  /** One GET within the budget; where nobody waits for it, only while half of the budget stays free. */
+  async #fetch(object: StoredObject, part: number, count: number, demanded: boolean): Promise<Buffer> {
+    const bytes = count * PART_BYTES;
+    if (!demanded) {
+      if (!this.#budget.tryAcquire(bytes, this.#budget.totalBytes / 2)) {
+        this.#counts.skippedBytes += bytes;
+        throw new OperationError("unavailable", "the budget of reads is taken");
+      }
+      this.#counts.prefetchedBytes += bytes;
+    } else if (!this.#budget.tryAcquire(bytes)) {
+      await this.#budget.acquire(bytes, this.#signal);
+    }
+    try {
+      return await this.#get(object, part, count);
+    } finally {
+      this.#budget.release(bytes);
+    }
   }
 
   /** The parts [part, part + count) of the object: all their bytes, fewer only where the object ends. */
   async #get(object: StoredObject, part: number, count: number): Promise<Buffer> {
-    if (this.#signal?.aborted === true) throw this.#closing();
+    if (this.#signal?.aborted === true) throw new OperationError("unavailable", "the volume is closing");
     const range = { offset: part * PART_BYTES, length: count * PART_BYTES };
     this.#counts.gets += 1;
     const answer = await this.#store.getRange(
@@ -306,10 +307,6 @@ export class SegmentReader {
     this.#counts.getBytes += answer.bytes.length;
     if (answer.bytes.length !== expected) throw corrupt("the store sent a short body", object, range.offset);
     return answer.bytes;
-  }
-
-  #closing(): OperationError {
-    return new OperationError("unavailable", "the volume is closing");
   }
 }
 

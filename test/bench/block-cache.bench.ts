@@ -47,7 +47,7 @@ try {
   const seeds = objects.map((object) => segmentFrameSeed(object.uid, object.epoch, object.sequence));
   measure("readUnverifiedSync, frame, and the frame's own checksum", objects, (object, number) => {
     if (!cache.readUnverifiedSync(object, number * RAW_FRAME_BYTES, frame)) return false;
-    return isIntactRawFrame(frame, 0, number, seeds[object.sequence - 1]!);
+    return isIntactRawFrame(frame, 0, number, seeds[object.sequence - 1]);
   });
   await cache.close();
 } finally {
@@ -74,7 +74,7 @@ function measure(
   const run = (count: number): number => {
     const started = performance.now();
     for (let turn = 0; turn < count; turn += 1) {
-      const object = objects[random.below(objects.length)]!;
+      const object = objects[random.below(objects.length)];
       if (!read(object, random.below(FRAMES - 1))) throw new Error(`${name}: a miss`);
     }
     return performance.now() - started;

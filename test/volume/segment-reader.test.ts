@@ -1,0 +1,321 @@
+/** The segment reader: the right bytes, by as few GETs as promised, counted at the store. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import fc from "fast-check";
+import { isKind, OperationError } from "../../src/base/errors.ts";
+import { nullLog } from "../../src/base/log.ts";
+import { MemoryDisk } from "../../src/base/memory-disk.ts";
+import { SeededRandom } from "../../src/base/seeded-random.ts";
+import { MemoryStore } from "../../src/store/memory.ts";
+import type { ByteRange, ObjectStore, RequestOptions } from "../../src/store/object-store.ts";
+import { BlockCache } from "../../src/volume/block-cache.ts";
+import { PART_BYTES } from "../../src/volume/cache-index.ts";
+import type { VolumeUid } from "../../src/volume/identity.ts";
+import { ReadBudget } from "../../src/volume/read-budget.ts";
+import { SegmentReader, type StoredObject } from "../../src/volume/segment-reader.ts";
+import { StillClock } from "./still-clock.ts";
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+
+type Answer = Awaited<ReturnType<ObjectStore["getRange"]>>;
+
+/** A memory store that counts its ranges, and can hold, change or fail its answers. */
+class CountingStore extends MemoryStore {
+  readonly gets: string[] = [];
+  /** Answers wait for this. */
+  gate: Promise<void> = Promise.resolve();
+  change: (answer: Answer, key: string) => Answer = (answer) => answer;
+
+  override async getRange(key: string, range: ByteRange, options?: RequestOptions): Promise<Answer> {
+    this.gets.push(`${range.offset / PART_BYTES}+${range.length / PART_BYTES}`);
+    await this.gate;
+    return this.change(await super.getRange(key, range, options), key);
+  }
+
+  /** Holds all answers until the function it returns is called. */
+  hold(): () => void {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.gate = promise;
+    return resolve;
+  }
+}
+
+interface Bench {
+  store: CountingStore;
+  cache: BlockCache;
+  reader: SegmentReader;
+  budget: ReadBudget;
+  disk: MemoryDisk;
+  abort: AbortController;
+  object: StoredObject;
+  body: Buffer;
+}
+
+async function bench(options: { sizeBytes?: number; cached?: boolean; budgetBytes?: number } = {}): Promise<Bench> {
+  const store = new CountingStore();
+  const clock = new StillClock();
+  const disk = new MemoryDisk();
+  const log = nullLog;
+  const cacheDisk = options.cached === false ? undefined : disk;
+  const cache = await BlockCache.open({ disk: cacheDisk, capacityBytes: 64 * MIB, clock, log });
+  const budget = new ReadBudget(options.budgetBytes ?? 32 * MIB);
+  const abort = new AbortController();
+  const reader = new SegmentReader({ store, cache, budget, clock, log, signal: abort.signal });
+  const object = named(1);
+  const body = new SeededRandom(1).bytes(options.sizeBytes ?? 4 * MIB);
+  await store.putIfAbsent(object.key, [body]);
+  return { store, cache, reader, budget, disk, abort, object, body };
+}
+
+function named(sequence: number): StoredObject {
+  return { key: `v1/log/${sequence}`, uid: "1".repeat(32) as VolumeUid, epoch: 1, sequence, kind: "segment" };
+}
+
+async function check({ reader, object, body }: Bench, offset: number, length: number): Promise<void> {
+  const bytes = await reader.read(object, offset, length);
+  assert.ok(bytes.equals(body.subarray(offset, offset + length)), `offset=${offset} length=${length}`);
+}
+
+test("a read costs one GET of its parts, the next one none and no promise", async () => {
+  const at = await bench();
+  await check(at, 100_000, 4112);
+  assert.deepEqual(at.store.gets, ["1+1"]);
+  for (const settled of [false, true]) {
+    if (settled) await at.cache.settled();
+    const again = at.reader.read(at.object, 70_000, 40_000);
+    assert.ok(again instanceof Buffer && again.equals(at.body.subarray(70_000, 110_000)));
+    const frame = Buffer.alloc(4112);
+    assert.ok(at.reader.readFrameSync(at.object, 100_000, frame));
+    assert.ok(frame.equals(at.body.subarray(100_000, 104_112)));
+  }
+  assert.deepEqual(at.store.gets, ["1+1"]);
+  assert.equal(at.reader.readFrameSync(at.object, 0, Buffer.alloc(10)), false);
+  assert.equal(at.budget.usedBytes(), 0);
+});
+
+test("a hundred readers of one part share one GET, whenever they come", async () => {
+  const at = await bench();
+  const release = at.store.hold();
+  const reads = Array.from({ length: 50 }, (_, index) => check(at, index * 1000, 4096));
+  await new Promise(setImmediate);
+  reads.push(...Array.from({ length: 50 }, (_, index) => check(at, index * 1000, 512)));
+  release();
+  await Promise.all(reads);
+  assert.deepEqual(at.store.gets, ["0+1"]);
+  assert.equal(at.reader.stats().joinedParts, 99);
+});
+
+test("reads of one turn become one GET up to a gap of 256 KiB, and what lies between is cached", async () => {
+  const at = await bench();
+  await Promise.all([check(at, 5 * PART_BYTES, 10), check(at, 0, 10), check(at, 11 * PART_BYTES, 10)]);
+  assert.deepEqual(at.store.gets, ["0+6", "11+1"]);
+  for (let part = 1; part < 5; part += 1) await check(at, part * PART_BYTES, PART_BYTES);
+  assert.equal(at.store.gets.length, 2);
+});
+
+test("a reader of what lies between two others on their way joins them", async () => {
+  const at = await bench();
+  const release = at.store.hold();
+  const reads = [check(at, 0, 10), check(at, 3 * PART_BYTES, 10)];
+  await new Promise(setImmediate);
+  reads.push(check(at, PART_BYTES, 2 * PART_BYTES));
+  release();
+  await Promise.all(reads);
+  assert.deepEqual(at.store.gets, ["0+4"]);
+});
+
+test("a large read is cut into GETs of 2 MiB, and the object's short end is right", async () => {
+  const at = await bench({ sizeBytes: 5 * MIB + 12_345 });
+  await check(at, 100, 5 * MIB + 12_245);
+  assert.deepEqual(at.store.gets, ["0+32", "32+32", "64+17"]);
+  await at.cache.settled();
+  await check(at, 5 * MIB, 12_345);
+  assert.equal(at.store.gets.length, 3);
+});
+
+test("parts that are cached are not fetched again for a read that needs others", async () => {
+  const at = await bench();
+  await check(at, 0, 10);
+  await check(at, 20 * PART_BYTES, 10);
+  await check(at, 0, 21 * PART_BYTES);
+  assert.deepEqual(at.store.gets, ["0+1", "20+1", "1+19"]);
+});
+
+test("any mix of reads at any time yields the right bytes, with and without a cache", async () => {
+  const read = fc.record({ offset: fc.nat(MIB - 1), length: fc.integer({ min: 1, max: 300_000 }), wait: fc.boolean() });
+  const property = fc.asyncProperty(fc.array(read, { maxLength: 30 }), fc.boolean(), async (reads, cached) => {
+    const at = await bench({ sizeBytes: MIB, cached, budgetBytes: 300_000 });
+    const pending: Promise<void>[] = [];
+    for (const { offset, length, wait } of reads) {
+      if (length % 7 === 0) at.reader.prefetch(at.object, offset, Math.min(length, MIB - offset));
+      pending.push(check(at, offset, Math.min(length, MIB - offset)));
+      if (wait) await pending.at(-1);
+    }
+    await Promise.all(pending);
+    assert.equal(at.budget.usedBytes(), 0);
+    if (cached) assert.ok(at.store.gets.length <= 16, "no part is fetched twice");
+  });
+  await fc.assert(property, { numRuns: 60 });
+});
+
+test("readahead is fetched once, joined by those who come for it, and never asked for again", async () => {
+  const at = await bench();
+  const release = at.store.hold();
+  at.reader.prefetch(at.object, 0, MIB);
+  at.reader.prefetch(at.object, 0, MIB);
+  await new Promise(setImmediate);
+  const reading = check(at, 500_000, 100_000);
+  release();
+  await reading;
+  at.reader.prefetch(at.object, 0, MIB);
+  await check(at, 0, MIB);
+  assert.deepEqual(at.store.gets, ["0+16"]);
+  assert.equal(at.reader.stats().prefetchedBytes, MIB);
+});
+
+test("readahead of the same turn does not make the GET longer that somebody waits for", async () => {
+  const at = await bench();
+  const reading = check(at, 0, 10);
+  at.reader.prefetch(at.object, 0, MIB);
+  await reading;
+  assert.deepEqual(at.store.gets, ["0+1", "1+15"]);
+});
+
+test("readahead leaves half of the budget alone and gives up quietly, a reader waits for its turn", async () => {
+  const at = await bench({ budgetBytes: 8 * PART_BYTES });
+  const release = at.store.hold();
+  at.reader.prefetch(at.object, 0, 4 * PART_BYTES);
+  await new Promise(setImmediate);
+  at.reader.prefetch(at.object, 20 * PART_BYTES, PART_BYTES);
+  await new Promise(setImmediate);
+  assert.equal(at.reader.stats().skippedBytes, PART_BYTES);
+  const reads = [check(at, 10 * PART_BYTES, 4 * PART_BYTES), check(at, 20 * PART_BYTES, 10)];
+  await new Promise(setImmediate);
+  assert.deepEqual(at.store.gets, ["0+4", "10+4"]);
+  release();
+  await Promise.all(reads);
+  assert.deepEqual(at.store.gets, ["0+4", "10+4", "20+1"]);
+  assert.equal(at.budget.usedBytes(), 0);
+});
+
+test("a read larger than the budget waits for all of it and is served", async () => {
+  const at = await bench({ budgetBytes: PART_BYTES });
+  await Promise.all([check(at, 0, 10 * PART_BYTES), check(at, 30 * PART_BYTES, 10)]);
+  assert.equal(at.budget.usedBytes(), 0);
+});
+
+test("without a cache nothing is fetched ahead", async () => {
+  const at = await bench({ cached: false });
+  at.reader.prefetch(at.object, 0, MIB);
+  await new Promise(setImmediate);
+  assert.deepEqual(at.store.gets, []);
+});
+
+test("a missing object, one that ends too early and a short body are corrupt, and the error names the object", async () => {
+  const at = await bench({ sizeBytes: 100_000 });
+  const corrupt = (error: unknown): boolean => isKind(error, "corrupt") && error.message.includes("key=v1/log/");
+  await assert.rejects(async () => await at.reader.read(named(2), 0, 10), corrupt);
+  await assert.rejects(async () => await at.reader.read(at.object, 99_999, 2), corrupt);
+  await assert.rejects(async () => await at.reader.read(at.object, 200_000, 2), corrupt);
+  at.store.change = (answer) => answer && { ...answer, bytes: answer.bytes.subarray(1) };
+  await assert.rejects(async () => await at.reader.read(at.object, 0, 10), corrupt);
+  at.store.change = (answer) => answer;
+  await check(at, 0, 100_000);
+  assert.equal(at.budget.usedBytes(), 0);
+});
+
+test("an error reaches all who wait, and the next read asks again", async () => {
+  const at = await bench();
+  at.store.change = () => {
+    throw new OperationError("unavailable", "injected");
+  };
+  const reads = [check(at, 0, 10), check(at, 5, 10), check(at, 60_000, 10_000)];
+  for (const result of await Promise.allSettled(reads)) {
+    assert.ok(result.status === "rejected" && isKind(result.reason, "unavailable"));
+  }
+  at.reader.prefetch(at.object, 0, MIB);
+  await new Promise(setImmediate);
+  at.store.change = (answer) => answer;
+  await check(at, 0, 10);
+  assert.equal(at.budget.usedBytes(), 0);
+});
+
+test("when the volume closes, what waits ends with an error and nothing new is asked", async () => {
+  const at = await bench({ budgetBytes: PART_BYTES });
+  const release = at.store.hold();
+  const first = check(at, 0, 10);
+  const second = check(at, 20 * PART_BYTES, 10);
+  await new Promise(setImmediate);
+  at.abort.abort();
+  release();
+  for (const result of await Promise.allSettled([first, second])) {
+    assert.ok(result.status === "rejected" && isKind(result.reason, "unavailable"), JSON.stringify(result));
+  }
+  assert.deepEqual(at.store.gets, ["0+1"]);
+  assert.equal(at.budget.usedBytes(), 0);
+});
+
+test("rot in the cache is healed from S3 by read, and by refetch after a frame read", async () => {
+  const at = await bench();
+  await check(at, 0, 2 * PART_BYTES);
+  await at.cache.settled();
+  const file = await at.disk.open("cache-blocks");
+  for (const position of [5000, PART_BYTES + 5000]) file.writeSync(Buffer.from("rot"), position);
+  await check(at, 4112, 4112);
+  const frame = Buffer.alloc(4112);
+  assert.ok(at.reader.readFrameSync(at.object, PART_BYTES + 4112, frame), "nobody has looked at these bytes yet");
+  assert.notDeepEqual(frame, at.body.subarray(PART_BYTES + 4112, PART_BYTES + 8224));
+  const healed = await at.reader.refetch(at.object, PART_BYTES + 4112, 4112);
+  assert.ok(healed.equals(at.body.subarray(PART_BYTES + 4112, PART_BYTES + 8224)));
+  await check(at, 0, 2 * PART_BYTES);
+  assert.deepEqual(at.store.gets, ["0+2", "0+1", "1+1"]);
+  assert.equal(at.cache.stats().rotten, 2);
+});
+
+test("refetch goes past the cache and past what is on its way, over many parts", async () => {
+  const at = await bench();
+  await check(at, 0, 4 * MIB);
+  const before = at.store.gets.length;
+  const bytes = await at.reader.refetch(at.object, 1000, 3 * MIB);
+  assert.ok(bytes.equals(at.body.subarray(1000, 1000 + 3 * MIB)));
+  assert.deepEqual(at.store.gets.slice(before), ["0+32", "32+17"]);
+  await assert.rejects(at.reader.refetch(at.object, 4 * MIB - 1, 2), (error) => isKind(error, "corrupt"));
+});
+
+test("an uploaded object is read without a GET, however its body was cut", async () => {
+  const at = await bench({ sizeBytes: 300_001 });
+  const random = new SeededRandom(3);
+  const pieces: Buffer[] = [];
+  for (let from = 0; from < at.body.length;) {
+    const length = 1 + random.below(100_000);
+    pieces.push(Buffer.from(at.body.subarray(from, from + length)));
+    from += length;
+  }
+  await at.reader.admit(at.object, pieces);
+  for (const piece of pieces) piece.fill(0);
+  await check(at, 0, 300_001);
+  assert.deepEqual(at.store.gets, []);
+});
+
+test("an upload larger than the write buffers is admitted as fast as the disk takes it", async () => {
+  const at = await bench({ sizeBytes: 40 * MIB });
+  await at.reader.admit(at.object, [at.body]);
+  await check(at, 0, 40 * MIB);
+  assert.deepEqual(at.store.gets, []);
+});
+
+test("on a slow disk cached reads go off the thread and are still no GETs, and rot found there is healed", async () => {
+  const at = await bench();
+  await check(at, 0, 10 * PART_BYTES);
+  await at.cache.settled();
+  const gets = at.store.gets.length;
+  Object.defineProperty(at.cache, "readsAreSlow", { value: () => true });
+  assert.equal(at.reader.readFrameSync(at.object, 0, Buffer.alloc(10)), false);
+  await check(at, 1000, 9 * PART_BYTES);
+  assert.equal(at.store.gets.length, gets);
+  const file = await at.disk.open("cache-blocks");
+  file.writeSync(Buffer.from("rot"), 5000);
+  await check(at, 0, 3 * PART_BYTES);
+  assert.deepEqual(at.store.gets.slice(gets), ["0+1"]);
+});
