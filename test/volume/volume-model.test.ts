@@ -172,7 +172,7 @@ class Model {
     this.#steps.push(step);
     await this.volume.write(offsetOf(step.lba), source, fua);
     this.#acknowledged = this.#steps.length;
-    if (fua) this.#flushed = Math.max(this.#flushed, 0);
+    if (fua) this.#flushed = this.#steps.length;
   }
 
   #writeUnanswered(): Promise<void> {
