@@ -157,11 +157,7 @@ export class DirectoryStore implements ObjectStore {
   }
 
   /** One attempt; undefined where a directory was pruned under it, and another attempt is due. */
-  async #create(
-    target: string,
-    body: readonly Uint8Array[],
-    options: RequestOptions,
-  ): Promise<PutOutcome | undefined> {
+  async #create(target: string, body: readonly Uint8Array[], options: RequestOptions): Promise<PutOutcome | undefined> {
     const directory = dirname(target);
     const fresh = join(this.#newDirectory, this.#random.bytes(16).toString("hex"));
     try {
@@ -177,7 +173,7 @@ export class DirectoryStore implements ObjectStore {
       await this.#makeDurable(directory);
       return "created";
     } catch (error) {
-      if (codeOf(error) === "EEXIST") return this.#seenBy(target);
+      if (codeOf(error) === "EEXIST") return await this.#seenBy(target);
       if (codeOf(error) === "ENOENT") return undefined;
       throw error;
     } finally {
@@ -324,7 +320,7 @@ async function writeDurably(path: string, body: readonly Uint8Array[]): Promise<
   try {
     let position = 0;
     for (const part of body) {
-      for (let written = 0; written < part.length; ) {
+      for (let written = 0; written < part.length;) {
         const { bytesWritten } = await file.write(part, written, part.length - written, position);
         written += bytesWritten;
         position += bytesWritten;
@@ -337,7 +333,7 @@ async function writeDurably(path: string, body: readonly Uint8Array[]): Promise<
 }
 
 async function fill(file: FileHandle, target: Buffer, position: number): Promise<void> {
-  for (let filled = 0; filled < target.length; ) {
+  for (let filled = 0; filled < target.length;) {
     const { bytesRead } = await file.read(target, filled, target.length - filled, position + filled);
     if (bytesRead === 0) throw new OperationError("corrupt", "object file is shorter than its size");
     filled += bytesRead;

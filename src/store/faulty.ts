@@ -7,14 +7,7 @@
 import type { Clock } from "../base/clock.ts";
 import { OperationError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
-import type {
-  ByteRange,
-  ListOptions,
-  ListPage,
-  ObjectStore,
-  PutOutcome,
-  RequestOptions,
-} from "./object-store.ts";
+import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
 
 export type StoreFault =
   /** Fails and does nothing: 503, refused connection, 409 on a conditional put. */
@@ -102,7 +95,12 @@ export class FaultyStore implements ObjectStore {
   }
 
   async get(key: string, options: RequestOptions = {}): Promise<Buffer | undefined> {
-    return this.#meet({ kind: "get", key }, options, () => () => this.#inner.get(key, options), (body) => body);
+    return this.#meet(
+      { kind: "get", key },
+      options,
+      () => () => this.#inner.get(key, options),
+      (body) => body,
+    );
   }
 
   async getRange(
@@ -168,6 +166,8 @@ export class FaultyStore implements ObjectStore {
   #happened(fault: StoreFault, request: PlannedRequest): OperationError {
     this.counts[fault] += 1;
     const kind = fault === "short-body" ? "corrupt" : "unavailable";
-    return new OperationError(kind, `injected fault: ${fault}`, { context: { request: request.kind, key: request.key } });
+    return new OperationError(kind, `injected fault: ${fault}`, {
+      context: { request: request.kind, key: request.key },
+    });
   }
 }

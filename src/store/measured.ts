@@ -2,14 +2,7 @@
 import type { Clock } from "../base/clock.ts";
 import { type ErrorKind, OperationError } from "../base/errors.ts";
 import { bodyLength } from "./body.ts";
-import type {
-  ByteRange,
-  ListOptions,
-  ListPage,
-  ObjectStore,
-  PutOutcome,
-  RequestOptions,
-} from "./object-store.ts";
+import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
 
 export interface StoreRequest {
   kind: "put" | "get" | "list" | "delete";

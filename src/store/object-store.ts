@@ -66,7 +66,11 @@ export interface ObjectStore {
    * `length` only where the object ends; empty where it ends before `offset`; undefined where there is no object.
    * `totalBytes` is the object's size.
    */
-  getRange(key: string, range: ByteRange, options?: RequestOptions): Promise<{ bytes: Buffer; totalBytes: number } | undefined>;
+  getRange(
+    key: string,
+    range: ByteRange,
+    options?: RequestOptions,
+  ): Promise<{ bytes: Buffer; totalBytes: number } | undefined>;
   /** Keys that start with `prefix`, in plain byte order, a page at a time. */
   list(prefix: string, options?: ListOptions): Promise<ListPage>;
   /** Deletes at most 1000 keys; missing ones are no error. Not atomic over keys. */
@@ -76,7 +80,11 @@ export interface ObjectStore {
 }
 
 /** Every object under `prefix`, all pages. */
-export async function* listAll(store: ObjectStore, prefix: string, options: ListOptions = {}): AsyncGenerator<ListedObject> {
+export async function* listAll(
+  store: ObjectStore,
+  prefix: string,
+  options: ListOptions = {},
+): AsyncGenerator<ListedObject> {
   let after = options.after;
   for (;;) {
     const page = await store.list(prefix, after === undefined ? options : { ...options, after });

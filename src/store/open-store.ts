@@ -159,7 +159,10 @@ function endpointUrl(text: string): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   const isPlain = url !== undefined && url.username === "" && url.password === "" && url.search === "";
   if (isPlain && (url.protocol === "http:" || url.protocol === "https:")) return url;
-  throw new OperationError("invalid", "an S3 endpoint is a URL such as https://s3.example.com:9000, with no more in it");
+  throw new OperationError(
+    "invalid",
+    "an S3 endpoint is a URL such as https://s3.example.com:9000, with no more in it",
+  );
 }
 
 /** The URL is not repeated: somebody may have put a secret into it. */

@@ -58,8 +58,7 @@ export class RetryingStore implements ObjectStore {
       const standing = await this.getRange(key, { offset: 0, length: IDENTITY_BYTES }, options);
       // Gone again: deleted in between. Only another attempt can tell who is first now.
       if (standing === undefined) continue;
-      const isOurs =
-        standing.totalBytes === bodyLength(body) && standing.bytes.equals(bodyStart(body, IDENTITY_BYTES));
+      const isOurs = standing.totalBytes === bodyLength(body) && standing.bytes.equals(bodyStart(body, IDENTITY_BYTES));
       return isOurs ? "created" : "exists";
     }
   }

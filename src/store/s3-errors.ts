@@ -154,7 +154,8 @@ function verdictOf(failure: S3Failure, request: FailedRequest): Verdict {
   }
   if (status === 401 || status === 403) return BY_CODE["AccessDenied"];
   if (status === 301 || status === 307) return BY_CODE["PermanentRedirect"];
-  if (status === 404) return ["not-found", "the bucket or endpoint does not exist: correct the store's URL and endpoint"];
+  if (status === 404)
+    return ["not-found", "the bucket or endpoint does not exist: correct the store's URL and endpoint"];
   if (status >= 400) return ["invalid", "the store refuses the request: see its code and request id"];
   return ["corrupt", "the store's answer makes no sense"];
 }

@@ -25,14 +25,7 @@ import { isKind, OperationError } from "../base/errors.ts";
 import { bodyLength } from "./body.ts";
 import { listLimit } from "./list-page.ts";
 import { assertKey, assertKeyPrefix } from "./object-key.ts";
-import type {
-  ByteRange,
-  ListOptions,
-  ListPage,
-  ObjectStore,
-  PutOutcome,
-  RequestOptions,
-} from "./object-store.ts";
+import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
 import { makeS3Client, readCertificates } from "./s3-client.ts";
 import { keysProvider, type S3Credentials } from "./s3-credentials.ts";
 import { S3Endpoints } from "./s3-endpoints.ts";
@@ -273,7 +266,8 @@ export class S3Store implements ObjectStore {
     if (watch.ranOut) this.#patience = Math.min(this.#patience * 2, MAX_PATIENCE);
     const hasWorked = this.#worked.has(operation);
     const failure = s3Error(cause, { operation, bucket: this.#bucket, endpoint: endpoint.name, key, hasWorked });
-    const isItsFault = isKind(failure, "unavailable") && !watch.gaveUp && !isThrottling(error) && statusOf(error) !== 409;
+    const isItsFault =
+      isKind(failure, "unavailable") && !watch.gaveUp && !isThrottling(error) && statusOf(error) !== 409;
     if (isItsFault) this.#endpoints.failed(endpoint, this.#clock.monotonicMs());
     return failure;
   }
