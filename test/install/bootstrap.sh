@@ -10,13 +10,26 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 say() { printf '==> %s\n' "$*"; }
 
 install_npm() {
-  if node test/install/npm-state.cjs && is_node_24; then return; fi
+  if is_npm_installed && is_node_24; then return; fi
   say "npm dependencies: installing what package-lock.json names (npm ci)"
   npm ci --no-audit --no-fund --loglevel=error
   is_node_24 && return
   echo "npm ci did not bring Node 24: its install script was not allowed to run." >&2
   echo "Allow it (npm config delete ignore-scripts) and run this again." >&2
   exit 1
+}
+
+# True where node_modules holds every package that package-lock.json names, in its version. Any Node can tell.
+is_npm_installed() {
+  node -e '
+    const { existsSync, readFileSync } = require("node:fs");
+    const packages = (path) => JSON.parse(readFileSync(path, "utf8")).packages;
+    const state = "node_modules/.package-lock.json";
+    const installed = existsSync(state) ? packages(state) : {};
+    const isThere = ([path, wanted]) =>
+      path === "" || (installed[path] ? installed[path].version === wanted.version : wanted.optional === true);
+    process.exitCode = Object.entries(packages("package-lock.json")).every(isThere) ? 0 : 1;
+  '
 }
 
 is_node_24() { [[ "$(node_modules/.bin/node --version 2>/dev/null)" == v24.* ]]; }
