@@ -118,7 +118,13 @@ export class ControllerService {
       const fsType = meta.fsType === undefined ? undefined : (meta.fsType as FileSystemType);
       const { durability } = meta;
       return {
-        publishContext: encodePublishContext({ publication: publication.number, readOnly, durability, location, fsType }),
+        publishContext: encodePublishContext({
+          publication: publication.number,
+          readOnly,
+          durability,
+          location,
+          fsType,
+        }),
       };
     });
   }
@@ -274,7 +280,8 @@ function checkFileSystem(meta: VolumeMeta, capability: requests.ServedCapability
 function checkContext(meta: VolumeMeta, location: LocationRecord | undefined, context: messages.TextMap): void {
   const own = volumeMessage(meta, location).volumeContext;
   for (const [key, value] of Object.entries(context)) {
-    if (key.startsWith("csi.storage.k8s.io/") || key.startsWith("storage.kubernetes.io/") || own[key] === value) continue;
+    if (key.startsWith("csi.storage.k8s.io/") || key.startsWith("storage.kubernetes.io/") || own[key] === value)
+      continue;
     throw new OperationError("invalid", "volume_context is not that of the volume", {
       context: { key: JSON.stringify(key.slice(0, 64)) },
     });

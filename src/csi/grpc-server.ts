@@ -5,13 +5,15 @@
  * - The socket belongs to its owner alone (0600). A file left behind by a process that died is replaced; the socket
  *   of a process that still answers never is.
  */
-import { mkdir, unlink } from "node:fs/promises";
+import { lstat, mkdir, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { dirname } from "node:path";
 import {
   type handleUnaryCall,
+  type sendUnaryData,
   Server,
   ServerCredentials,
+  type ServerUnaryCall,
   type ServiceDefinition,
   status as code,
   type UntypedServiceImplementation,
@@ -29,9 +31,12 @@ const maxMessageBytes = 4 * 1024 * 1024;
 const closeGraceMs = 5000;
 
 export type ServiceName = "Identity" | "Controller" | "Node";
-// Each service types its own handlers; a request reaches exactly the one of its name.
-// oxlint-disable-next-line typescript/no-explicit-any
-export type Handlers = Readonly<Record<string, (request: any) => Promise<object>>>;
+interface AnyHandler {
+  /** A method and no function property: so each service may name the request it takes. */
+  handle(request: object): Promise<object>;
+}
+/** By the names of the service's methods in camelCase. */
+export type Handlers = Readonly<Record<string, AnyHandler["handle"]>>;
 
 export interface GrpcServerOptions {
   socketPath: string;
@@ -85,23 +90,23 @@ function unaryHandler(
   options: GrpcServerOptions,
 ): handleUnaryCall<AnyRequest, object> {
   const operation = `${method[0].toUpperCase()}${method.slice(1)}`;
-  return (call, callback) => {
+  const answer = async (call: ServerUnaryCall<AnyRequest, object>, callback: sendUnaryData<object>): Promise<void> => {
     const startMs = options.clock.monotonicMs();
-    const secrets = Object.values(call.request.secrets ?? {});
     const log = options.log.child({ operation, ...identifyingFields(call.request) });
-    void handler(call.request).then(
-      (response) => {
-        logCall(log, operation, { code: "OK", durationMs: elapsed(options.clock, startMs) });
-        callback(null, response);
-      },
-      (error: unknown) => {
-        const status = statusOfError(error, secrets);
-        const durationMs = elapsed(options.clock, startMs);
-        logFailure(log, error, { status, secrets, durationMs });
-        callback(status);
-      },
-    );
+    let response: object;
+    try {
+      response = await handler(call.request);
+    } catch (error) {
+      const secrets = Object.values(call.request.secrets ?? {});
+      const status = statusOfError(error, secrets);
+      logFailure(log, error, { status, secrets, durationMs: elapsed(options.clock, startMs) });
+      callback(status);
+      return;
+    }
+    logCall(log, operation, { code: "OK", durationMs: elapsed(options.clock, startMs) });
+    callback(null, response);
   };
+  return (call, callback) => void answer(call, callback);
 }
 
 /** Quiet calls come every few seconds and change nothing. */
@@ -147,6 +152,13 @@ function elapsed(clock: Clock, startMs: number): number {
 /** Removes what a dead process left behind. */
 async function freeSocket(socketPath: string): Promise<void> {
   await mkdir(dirname(socketPath), { recursive: true, mode: 0o700 });
+  const found = await lstat(socketPath).catch(() => undefined);
+  if (found === undefined) return;
+  if (!found.isSocket()) {
+    throw new OperationError("conflict", "the path of the socket holds something else: remove it", {
+      context: { socketPath },
+    });
+  }
   const answers = await new Promise<boolean>((resolve) => {
     const socket = connect(socketPath, () => {
       socket.destroy();
@@ -159,9 +171,7 @@ async function freeSocket(socketPath: string): Promise<void> {
       context: { socketPath },
     });
   }
-  await unlink(socketPath).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "ENOENT") throw error;
-  });
+  await rm(socketPath, { force: true });
 }
 
 async function bind(server: Server, socketPath: string): Promise<void> {
@@ -170,7 +180,10 @@ async function bind(server: Server, socketPath: string): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       server.bindAsync(`unix:${socketPath}`, ServerCredentials.createInsecure(), (error) => {
         if (error === null) resolve();
-        else reject(new OperationError("unavailable", "the socket cannot be served", { cause: error, context: { socketPath } }));
+        else
+          reject(
+            new OperationError("unavailable", "the socket cannot be served", { cause: error, context: { socketPath } }),
+          );
       });
     });
   } finally {

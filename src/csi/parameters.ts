@@ -93,18 +93,22 @@ function parseLocation(values: ReadonlyMap<ParameterName, string>): LocationReco
 
 function isPrefix(prefix: string): boolean {
   const parts = prefix.split("/");
-  return prefix.length <= maxPrefixLength && prefixPattern.test(prefix) && !parts.includes("..") && !parts.includes(".");
+  return (
+    prefix.length <= maxPrefixLength && prefixPattern.test(prefix) && !parts.includes("..") && !parts.includes(".")
+  );
 }
 
 function isEndpoint(text: string): boolean {
   const url = URL.canParse(text) && text.length <= maxEndpointLength ? new URL(text) : undefined;
-  if (url === undefined || /[\s\x00-\x1f]/.test(text)) return false;
+  if (url === undefined || /[\s\p{Cc}]/u.test(text)) return false;
   const plain = url.username === "" && url.password === "" && url.search === "" && url.hash === "";
   return plain && (url.protocol === "https:" || url.protocol === "http:") && url.pathname === "/";
 }
 
 function parseFileSystem(own: string | undefined, kubernetes: string | undefined): FileSystemType | undefined {
-  const types = [own, kubernetes].filter((text) => text !== undefined && text !== "").map((text) => mustFileSystemType(text!));
+  const types = [own, kubernetes]
+    .filter((text) => text !== undefined && text !== "")
+    .map((text) => mustFileSystemType(text!));
   if (types.length === 2 && types[0] !== types[1]) {
     throw invalid("fsType", `differs from ${kubernetesPrefix}fstype: give one of them`);
   }

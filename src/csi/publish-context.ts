@@ -28,9 +28,7 @@ export function encodePublishContext(
     publication: String(context.publication),
     readOnly: String(context.readOnly),
     durability: context.durability,
-    ...(location === undefined
-      ? {}
-      : { url: location.url, endpoint: location.endpoint, region: location.region }),
+    ...(location === undefined ? {} : { url: location.url, endpoint: location.endpoint, region: location.region }),
     ...(fsType === undefined ? {} : { fsType }),
   };
 }

@@ -17,8 +17,8 @@ const maxPathBytes = 4095;
 export const DEFAULT_VOLUME_BYTES = 1024 ** 3;
 
 /** Control characters that the specification bans from names: all but tab, newline and carriage return. */
-const bannedInNames = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]/;
-const bannedInPaths = /[\u0000-\u001f\u007f]/;
+const bannedInNames = /[^\P{Cc}\t\n\r]/u;
+const controlCharacter = /\p{Cc}/u;
 
 const singleNodeModes = {
   SINGLE_NODE_WRITER: { readOnly: false, singleTarget: true },
@@ -46,7 +46,7 @@ export function mustVolumeIdField(volumeId: string): VolumeId {
 /** A node's id; the kubelet's idea of a name, so anything printable of at most 256 bytes. */
 export function mustNodeId(nodeId: string): string {
   if (nodeId === "") throw missing("node_id");
-  if (Buffer.byteLength(nodeId) > maxNodeIdBytes || bannedInPaths.test(nodeId)) {
+  if (Buffer.byteLength(nodeId) > maxNodeIdBytes || controlCharacter.test(nodeId)) {
     throw new OperationError("invalid", "node_id must be at most 256 bytes without control characters");
   }
   return nodeId;
@@ -55,7 +55,7 @@ export function mustNodeId(nodeId: string): string {
 /** The name of a new volume: any text of at most 128 characters that the specification allows. */
 export function mustVolumeName(name: string): string {
   if (name === "") throw missing("name");
-  if ([...name].length > maxNameLength || bannedInNames.test(name) || !name.isWellFormed()) {
+  if (Array.from(name).length > maxNameLength || bannedInNames.test(name) || !name.isWellFormed()) {
     throw new OperationError("invalid", "name must be at most 128 characters without control characters");
   }
   return name;
@@ -76,7 +76,7 @@ export function parseSecrets(secrets: TextMap): Record<string, string> {
   const known: Record<string, string> = {};
   for (const key of ["accessKeyId", "secretAccessKey", "sessionToken"]) {
     const value = Object.hasOwn(secrets, key) ? secrets[key] : "";
-    if (bannedInPaths.test(value)) {
+    if (controlCharacter.test(value)) {
       throw new OperationError("invalid", "a secret holds control characters: is there a newline at its end?", {
         context: { key },
       });
@@ -95,7 +95,7 @@ export function mustPath(field: string, path: string): string {
   const plain = path.length > 1 ? path.replace(/\/$/, "") : path;
   const parts = plain.split("/").slice(1);
   const isPlain = plain.startsWith("/") && parts.every((part) => part !== "" && part !== "." && part !== "..");
-  if (!isPlain || bannedInPaths.test(plain) || Buffer.byteLength(plain) > maxPathBytes) {
+  if (!isPlain || controlCharacter.test(plain) || Buffer.byteLength(plain) > maxPathBytes) {
     throw new OperationError("invalid", `${field} must be an absolute path without "..", "." and control characters`);
   }
   return plain;

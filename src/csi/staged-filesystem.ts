@@ -49,7 +49,10 @@ export interface DeviceContent {
 export type FormatDecision = "make" | "make again" | "use";
 
 /** The table above; throws for the rows that refuse. */
-export function decideFormat(content: DeviceContent, wanted: { type: FileSystemType; readOnly: boolean }): FormatDecision {
+export function decideFormat(
+  content: DeviceContent,
+  wanted: { type: FileSystemType; readOnly: boolean },
+): FormatDecision {
   const { neverWritten, hasMarker, signature } = content;
   if (neverWritten && signature !== undefined) {
     throw new OperationError("corrupt", "a volume that was never written holds data: do not use it, look into it", {
@@ -74,7 +77,11 @@ export async function mountVolume(volume: DeviceFileSystem, target: string, log:
   if (decision === "use") {
     if (!volume.readOnly) await checkFileSystem(volume.device, volume.type);
   } else {
-    log.info("making a filesystem", { fsType: volume.type, sizeBytes: volume.sizeBytes, again: decision === "make again" });
+    log.info("making a filesystem", {
+      fsType: volume.type,
+      sizeBytes: volume.sizeBytes,
+      again: decision === "make again",
+    });
     await format(volume, decision);
   }
   await mountFileSystem({

@@ -44,7 +44,10 @@ const maxDetails = 1024;
 /** What the client is told. `secrets` are the values of the request's secrets: none of them is repeated. */
 export function statusOfError(error: unknown, secrets: readonly string[] = []): CallStatus {
   if (!(error instanceof OperationError)) {
-    return { code: code.UNAVAILABLE, details: "the driver failed in a way that it did not expect: see its log, then retry" };
+    return {
+      code: code.UNAVAILABLE,
+      details: "the driver failed in a way that it did not expect: see its log, then retry",
+    };
   }
   return {
     code: error instanceof CsiError ? error.code : codeOfKind[error.kind],
@@ -56,7 +59,7 @@ export function statusOfError(error: unknown, secrets: readonly string[] = []): 
 export function withoutSecrets(text: string, secrets: readonly string[]): string {
   const longestFirst = secrets.filter((secret) => secret !== "").toSorted((a, b) => b.length - a.length);
   const redacted = longestFirst.reduce((rest, secret) => rest.replaceAll(secret, "[redacted]"), text);
-  return redacted.replace(/[\x00-\x1f\x7f]+/g, " ").slice(0, maxDetails);
+  return redacted.replace(/\p{Cc}+/gu, " ").slice(0, maxDetails);
 }
 
 /** For a log line: like withoutSecrets, with the causes. */

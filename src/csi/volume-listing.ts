@@ -35,7 +35,9 @@ export async function listVolumes(
   options: Pick<ControllerOptions, "catalogFor" | "log">,
 ): Promise<messages.ListVolumesResponse> {
   if (request.maxEntries < 0) {
-    throw new OperationError("invalid", "max_entries must not be negative", { context: { maxEntries: request.maxEntries } });
+    throw new OperationError("invalid", "max_entries must not be negative", {
+      context: { maxEntries: request.maxEntries },
+    });
   }
   const limit = request.maxEntries === 0 ? maxPageEntries : Math.min(request.maxEntries, maxPageEntries);
   const start = parseToken(request.startingToken);
@@ -96,7 +98,7 @@ function parseToken(token: string): Position {
   if (token === "") return { source: ownStore, after: undefined };
   const [, source, after] = tokenPattern.exec(token) ?? [];
   if (source === undefined || (after !== "" && !isVolumeId(after))) throw badToken();
-  return { source, after: after === "" ? undefined : (after as VolumeId) };
+  return { source, after: after === "" ? undefined : after };
 }
 
 function badToken(): CsiError {

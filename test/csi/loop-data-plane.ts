@@ -48,7 +48,8 @@ export class LoopDataPlane implements DataPlane {
   async attach(options: AttachOptions): Promise<Attachment> {
     const attached = this.#attached.get(options.volumeId);
     if (attached !== undefined) {
-      if (attached.options.readOnly !== options.readOnly) throw new OperationError("conflict", "attached with other access");
+      if (attached.options.readOnly !== options.readOnly)
+        throw new OperationError("conflict", "attached with other access");
       return this.#describe(attached);
     }
     const file = this.fileOf(options.volumeId);
