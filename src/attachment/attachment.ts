@@ -127,7 +127,7 @@ export class VolumeAttachment {
 
   async status(): Promise<Attachment> {
     const volume = this.#volume;
-    const status = this.#phase === "closed" ? undefined : await volume?.status();
+    const status = await volume?.status().catch(ignoreClosed);
     return {
       volumeId: this.options.volumeId,
       state: this.#state(),
@@ -426,4 +426,9 @@ export class VolumeAttachment {
       if (!this.#stop.signal.aborted) throw error;
     }
   }
+}
+
+/** A volume may close while its status is asked for. */
+function ignoreClosed(error: unknown): undefined {
+  if (!isKind(error, "not-found")) throw error;
 }

@@ -2,6 +2,8 @@
  * What the attachment needs of the kernel's nbd devices; kernel-nbd-devices.ts is the machine's, tests bring a fake.
  * No call here may run on a thread that serves volumes: each may wait for the device's own I/O.
  */
+import { createHash } from "node:crypto";
+
 export interface KernelDevice {
   index: number;
   /** "/dev/nbd7". */
@@ -40,7 +42,11 @@ export function backendOf(nodeId: string, volumeId: string): string {
   return `${backendPrefix(nodeId)}${volumeId}`;
 }
 
-/** What the identifiers of all devices of this node start with. */
+/**
+ * What the identifiers of all devices of this node start with. The kernel's identifiers are short and plain: a node id
+ * that is neither stands as a hash.
+ */
 export function backendPrefix(nodeId: string): string {
-  return `s3block:${nodeId}:`;
+  const plain = /^[A-Za-z0-9._-]{1,100}$/.test(nodeId);
+  return `s3block:${plain ? nodeId : createHash("sha256").update(nodeId).digest("hex").slice(0, 32)}:`;
 }

@@ -17,7 +17,8 @@ import type { CallMessage, CallName, OpenedVolume, Port, WorkerCalls, WorkerMess
 
 /** A volume of the engine with all that was opened for it. */
 export interface HostedVolume {
-  /** For the kernel: requests are multiples of its block size. */
+  readonly blockSizeBytes: number;
+  /** For the kernel: requests are multiples of blockSizeBytes. */
   readonly device: BlockDevice;
   /** For other clients: any range. */
   readonly byteDevice: BlockDevice;
@@ -117,8 +118,8 @@ export class VolumeWorker {
   #adopt(volumeId: VolumeId, volume: HostedVolume): OpenedVolume {
     this.#volumes.set(volumeId, volume);
     volume.onFailure((failure) => this.#port.postMessage({ type: "volumeFailed", volumeId, failure }));
-    const { sizeBytes, blockSizeBytes, readOnly } = volume.device;
-    return { sizeBytes, blockSizeBytes, readOnly };
+    const { sizeBytes, readOnly } = volume.device;
+    return { sizeBytes, blockSizeBytes: volume.blockSizeBytes, readOnly };
   }
 
   async #serve(request: WorkerCalls["serve"]["request"]): Promise<undefined> {
@@ -168,6 +169,7 @@ function brokenVolume(request: BrokenRequest): HostedVolume {
   const device = new BrokenDevice(request);
   const { volumeId, sizeBytes, blockSizeBytes, failure } = request;
   return {
+    blockSizeBytes,
     device,
     byteDevice: device,
     status: () => ({

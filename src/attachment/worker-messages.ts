@@ -45,6 +45,8 @@ export interface ErrorMessage {
 }
 
 export type WorkerMessage =
+  /** Once, before anything else: calls are taken from now on. */
+  | { type: "ready" }
   | { type: "result"; id: number; result: unknown }
   | { type: "error"; id: number; error: ErrorMessage }
   | { type: "volumeFailed"; volumeId: VolumeId; failure: string }

@@ -131,7 +131,9 @@ class WorkerClient {
         this.#connectionEnds.get(message.connection)?.(message.reason);
         this.#connectionEnds.delete(message.connection);
         return;
-      default: {
+      case "ready":
+        return;
+      case "volumeFailed": {
         const volume = this.#volumes.get(message.volumeId);
         if (volume === undefined) this.#earlyFailures.set(message.volumeId, message.failure);
         else volume.failed(message.failure);

@@ -45,9 +45,8 @@ export const flags = {
   s3Region: { type: "string", default: "us-east-1", commands: stores, description: "S3 region that requests are signed for" },
   s3PathStyle: {
     type: "boolean",
-    default: false,
     commands: stores,
-    description: "address buckets by path instead of host name; most stores other than AWS need it",
+    description: "address buckets by path instead of host name; default: where an endpoint is given",
   },
   s3CaFile: { type: "string", commands: stores, description: "PEM file of the authority that signed the endpoint's certificate" },
   s3CredentialsFile: {
@@ -219,7 +218,7 @@ type ValueOf<Definition extends Flag> = Definition extends { type: "list" }
   : Definition extends { type: "number" | "size" }
     ? number
     : Definition extends { type: "boolean" }
-      ? boolean
+      ? boolean | (Definition extends { default: boolean } ? never : undefined)
       : Definition extends { choices: readonly (infer Choice)[]; default: string }
         ? Choice
         : Definition extends { default: string }

@@ -66,7 +66,7 @@ export class NbdServer {
   readonly #listeners: Server[] = [];
   readonly #handshakes = new Set<Connection>();
   readonly #transmit: (connection: Connection, negotiated: HandshakeResult) => ServedClient;
-  readonly #transmissions = new Set<ServedClient>();
+  readonly #serving = new Set<ServedClient>();
   readonly #clients = new Set<Promise<void>>();
   #closing = false;
 
@@ -83,6 +83,11 @@ export class NbdServer {
   /** Clients connected now, those in the handshake included. */
   get connectionCount(): number {
     return this.#clients.size;
+  }
+
+  /** The transmissions that run on this thread now, for their counters. */
+  transmissions(): readonly Transmission[] {
+    return [...this.#serving].filter((client) => client instanceof Transmission);
   }
 
   /**
@@ -116,11 +121,11 @@ export class NbdServer {
     const listenersClosed = this.#listeners.map((listener) => new Promise((resolve) => listener.close(resolve)));
     for (const connection of this.#handshakes) connection.destroy();
     const timer = this.#clock.after(graceMs, () => {
-      for (const transmission of this.#transmissions) void transmission.destroy();
+      for (const transmission of this.#serving) void transmission.destroy();
     });
-    await Promise.all([...this.#transmissions].map((transmission) => transmission.drain()));
+    await Promise.all([...this.#serving].map((transmission) => transmission.drain()));
     timer.cancel();
-    await Promise.all([...this.#transmissions].map((transmission) => transmission.destroy()));
+    await Promise.all([...this.#serving].map((transmission) => transmission.destroy()));
     await Promise.all(this.#clients);
     await Promise.all(listenersClosed);
   }
@@ -140,10 +145,10 @@ export class NbdServer {
     const negotiated = await this.#negotiate(connection);
     if (negotiated === undefined) return;
     const transmission = this.#transmit(connection, negotiated);
-    this.#transmissions.add(transmission);
+    this.#serving.add(transmission);
     if (this.#closing) void transmission.destroy();
     const end = await transmission.closed;
-    this.#transmissions.delete(transmission);
+    this.#serving.delete(transmission);
     const level = end.reason === "protocol" ? "warn" : "debug";
     this.#log[level]("client gone", { export: negotiated.name, reason: end.reason, detail: end.detail });
     await negotiated.handle.release();

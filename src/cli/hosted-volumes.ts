@@ -1,0 +1,139 @@
+/**
+ * How a thread of the server opens a volume: the store of its location, the node's right to own it, its journal's
+ * directory, the engine, and around the device what measures it and what serves any range of bytes.
+ */
+import type { Clock } from "../base/clock.ts";
+import type { Disk } from "../base/disk.ts";
+import { OperationError } from "../base/errors.ts";
+import { ByteGranularDevice } from "../block/byte-granular.ts";
+import type { BlockDevice, MaybePromise } from "../block/device.ts";
+import { MeasuredDevice } from "../block/measured-device.ts";
+import type { HostedVolume } from "../attachment/volume-worker.ts";
+import type { OpenRequest } from "../attachment/volume-host.ts";
+import type { Metrics } from "../observability/metrics.ts";
+import type { Engine } from "../volume/engine.ts";
+import { BLOCK_BYTES } from "../volume/identity.ts";
+import type { Volume } from "../volume/volume.ts";
+import type { Stores } from "./stores.ts";
+
+export interface HostedVolumesParts {
+  engine: Engine;
+  stores: Stores;
+  /** Holds one directory per volume. */
+  journals: Disk;
+  metrics: Metrics;
+  clock: Clock;
+  nodeId: string;
+}
+
+/** Opens the volume and everything around it. Errors as Engine.open; "in-use" where another node is published to. */
+export async function openHostedVolume(parts: HostedVolumesParts, request: OpenRequest): Promise<HostedVolume> {
+  const { engine, stores, journals, metrics, clock } = parts;
+  const { volumeId, mode, readOnly, durability, publication } = request;
+  const store = stores.of(request.location, request.secrets);
+  if (mode === "take") await mustBePublishedHere(parts, request);
+  const volume = await engine.open(volumeId, {
+    store,
+    journalDisk: await journals.directory(volumeId),
+    mode,
+    readOnly,
+    publication,
+    ...(durability === "" ? {} : { durability }),
+  });
+  const observer = metrics.addVolume(volumeId, () => gaugesOf(volume));
+  const measured = new MeasuredDevice(wholeBlocks(volume), clock, observer);
+  const byteDevice = new ByteGranularDevice(measured);
+  const release = async (): Promise<void> => {
+    metrics.removeVolume(volumeId);
+    await removeIfEmpty(journals, volumeId);
+  };
+  return {
+    blockSizeBytes: volume.blockSizeBytes,
+    device: volume.blockSizeBytes === BLOCK_BYTES ? measured : byteDevice,
+    byteDevice,
+    status: () => volume.status(),
+    drain: () => volume.drain(),
+    leave: () => volume.leave(),
+    close: async () => {
+      await volume.close();
+      await release();
+    },
+    onFailure: (listener) => volume.onFailure((error) => listener(error.message)),
+  };
+}
+
+/**
+ * The control plane's word on who may own the volume. It is no protection (epochs are), but keeps a late call on a
+ * node that has lost the volume from taking it away from its new owner.
+ */
+async function mustBePublishedHere(parts: HostedVolumesParts, request: OpenRequest): Promise<void> {
+  const { volumeId, publication } = request;
+  if (publication === 0) return;
+  const catalog = parts.stores.catalog(parts.stores.of(request.location, request.secrets), parts.nodeId);
+  const newest = await catalog.getPublication(volumeId);
+  if (newest?.nodeId === parts.nodeId && newest.number === publication) return;
+  throw new OperationError("in-use", "the volume is not published to this node any more: publish it again", {
+    context: { volumeId, publication, publishedTo: newest?.nodeId ?? "nobody" },
+  });
+}
+
+function gaugesOf(volume: Volume) {
+  const status = volume.status();
+  return {
+    sizeBytes: status.sizeBytes,
+    dirtyBytes: status.dirtyBytes,
+    behindSeconds: status.behindMs / 1000,
+    journalUsedBytes: status.journalUsedBytes,
+    journalLimitBytes: status.journalLimitBytes,
+    failed: status.state === "failed",
+  };
+}
+
+/** What is left there was left on purpose: the journal of a volume that failed. */
+async function removeIfEmpty(journals: Disk, name: string): Promise<void> {
+  const directory = await journals.directory(name);
+  const left = [...(await directory.list()), ...(await directory.listDirectories())];
+  if (left.length === 0) await journals.removeDirectory(name);
+}
+
+/** The engine works in blocks of 4096 bytes, also for volumes whose users see 512. */
+function wholeBlocks(volume: Volume): BlockDevice {
+  return volume.blockSizeBytes === BLOCK_BYTES ? volume : new WholeBlockDevice(volume);
+}
+
+class WholeBlockDevice implements BlockDevice {
+  readonly sizeBytes: number;
+  readonly blockSizeBytes = BLOCK_BYTES;
+  readonly readOnly: boolean;
+  readonly #volume: Volume;
+
+  constructor(volume: Volume) {
+    this.#volume = volume;
+    this.sizeBytes = volume.sizeBytes;
+    this.readOnly = volume.readOnly;
+  }
+
+  read(offset: number, target: Buffer): MaybePromise<void> {
+    return this.#volume.read(offset, target);
+  }
+
+  write(offset: number, source: Buffer, fua: boolean): MaybePromise<void> {
+    return this.#volume.write(offset, source, fua);
+  }
+
+  writeZeroes(offset: number, length: number, fua: boolean): MaybePromise<void> {
+    return this.#volume.writeZeroes(offset, length, fua);
+  }
+
+  trim(offset: number, length: number, fua: boolean): MaybePromise<void> {
+    return this.#volume.trim(offset, length, fua);
+  }
+
+  flush(): MaybePromise<void> {
+    return this.#volume.flush();
+  }
+
+  async close(): Promise<void> {
+    await this.#volume.close();
+  }
+}

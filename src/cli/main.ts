@@ -1,0 +1,57 @@
+#!/usr/bin/env node
+/**
+ * The command line: s3block <command> [flags]. It picks the command, reads its flags, and turns an error into one line
+ * on standard error and exit code 1 (2 for a mistake in the command line itself). Commands are loaded when they are
+ * called: the node service needs no S3 client in its memory.
+ */
+import { describe, isKind, OperationError } from "../base/errors.ts";
+import { helpText, parseArguments } from "./config.ts";
+import type { ParsedArguments } from "./config.ts";
+import { commandDescriptions } from "./flags.ts";
+import type { CommandName } from "./flags.ts";
+import { programVersion } from "./version.ts";
+
+type Command = (parsed: ParsedArguments) => Promise<void>;
+
+const commands: Readonly<Record<CommandName, () => Promise<Command>>> = {
+  controller: async () => (await import("./controller.ts")).runController,
+  server: async () => (await import("./server.ts")).runServer,
+  node: async () => (await import("./node.ts")).runNode,
+  volume: async () => (await import("./volume.ts")).runVolume,
+  version: async () => async () => write(programVersion()),
+};
+
+const usageText = `Usage: s3block <command> [flags]
+
+${Object.entries(commandDescriptions)
+  .map(([name, { summary }]) => `  ${name.padEnd(12)}${summary}`)
+  .join("\n")}
+
+s3block <command> --help tells the flags of a command.`;
+
+async function main(args: readonly string[]): Promise<void> {
+  const [name = "", ...rest] = args;
+  if (name === "" || name === "help" || name === "--help" || name === "-h") return write(usageText);
+  if (!Object.hasOwn(commands, name)) {
+    throw new OperationError("invalid", `unknown command ${JSON.stringify(name.slice(0, 64))}: see s3block --help`);
+  }
+  const command = name as CommandName;
+  const parsed = parseArguments(command, rest, process.env);
+  if (parsed.help) return write(helpText(command).trimEnd());
+  if (command !== "volume" && parsed.positional.length > 0) {
+    throw new OperationError("invalid", `unexpected argument ${JSON.stringify(parsed.positional[0].slice(0, 64))}`);
+  }
+  const run = await commands[command]();
+  await run(parsed);
+}
+
+function write(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+try {
+  await main(process.argv.slice(2));
+} catch (error) {
+  process.stderr.write(`s3block: ${describe(error)}\n`);
+  process.exitCode = isKind(error, "invalid") ? 2 : 1;
+}

@@ -1,0 +1,35 @@
+/**
+ * What keeps a server of block devices alive when memory is short: the kernel must not wait for memory that waits for
+ * this process (PR_SET_IO_FLUSHER), nor choose it as a victim (oom_score_adj). Both need rights that a machine for
+ * tests may not give: then it is logged and goes on.
+ */
+import { writeFile } from "node:fs/promises";
+import { describe } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
+import { becomeIoFlusher } from "../nbd/kernel/io-flusher.ts";
+
+/**
+ * Call it before any thread is started. Threads of V8 and libuv run already and do not inherit the mark: so once it is
+ * set, the process replaces itself by the same program, which then has it on every thread.
+ */
+export async function protectProcess(log: Log): Promise<void> {
+  const outcome = await becomeIoFlusher();
+  if (outcome.state === "set") replaceProcess(log);
+  try {
+    await writeFile("/proc/self/oom_score_adj", "-1000");
+  } catch (error) {
+    log.warn("the process may be chosen when memory runs out", { operation: "start", error: describe(error) });
+  }
+  if (outcome.state === "refused") {
+    const message = "the process is no io flusher: it may stall with its own devices when memory runs out";
+    log.warn(message, { operation: "start", reason: outcome.reason });
+  } else {
+    log.info("the process is protected against shortage of memory", { operation: "start" });
+  }
+}
+
+function replaceProcess(log: Log): void {
+  if (process.execve === undefined) return;
+  log.debug("replacing the process, so that all its threads are io flushers", { operation: "start" });
+  process.execve(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], process.env);
+}

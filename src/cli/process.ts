@@ -1,0 +1,70 @@
+/**
+ * What every long-running command shares: its logger, its metrics address, its end. An error at start is one line on
+ * standard error and exit code 1; a bug at any time ends the process, since recovery must be right anyway.
+ */
+import { hostname } from "node:os";
+import { describe } from "../base/errors.ts";
+import type { Log, LogFields } from "../base/log.ts";
+import { HttpServer } from "../observability/http.ts";
+import { createLogger } from "../observability/logger.ts";
+import { Redactor } from "../observability/redaction.ts";
+import type { FlagValues } from "./flags.ts";
+
+export interface ProcessContext {
+  log: Log;
+  redactor: Redactor;
+}
+
+const secretVariables = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
+/** A redactor that knows the secrets of the environment, and a logger behind it. */
+export function startLogging(values: Pick<FlagValues, "logLevel">, fields: LogFields): ProcessContext {
+  const redactor = new Redactor();
+  for (const name of secretVariables) redactor.addSecret(process.env[name] ?? "");
+  return { redactor, log: createLogger({ level: values.logLevel, fields, redactor }) };
+}
+
+/** The id of this node: the flag's, else the host's name. */
+export function nodeIdOf(values: Pick<FlagValues, "nodeId">): string {
+  return values.nodeId === "" ? hostname() : values.nodeId;
+}
+
+/** Serves /metrics and /healthz where an address is given. Throws where it cannot be had. */
+export async function serveMetrics(
+  values: Pick<FlagValues, "metricsAddress">,
+  log: Log,
+  metrics: () => Promise<string>,
+  unhealthy: () => string | undefined = () => undefined,
+): Promise<HttpServer | undefined> {
+  if (values.metricsAddress === "") return undefined;
+  const server = new HttpServer({ address: values.metricsAddress, log, metrics, unhealthy });
+  const address = await server.listen();
+  log.info("metrics are served", { operation: "start", address });
+  return server;
+}
+
+/** Resolves at the first SIGTERM or SIGINT; a second one ends the process at once. */
+export function untilSignal(log: Log): Promise<NodeJS.Signals> {
+  return new Promise((resolve) => {
+    let first = true;
+    const handle = (signal: NodeJS.Signals): void => {
+      log.info("signal received", { operation: "stop", signal });
+      if (!first) process.exit(1);
+      first = false;
+      resolve(signal);
+    };
+    process.on("SIGTERM", handle);
+    process.on("SIGINT", handle);
+  });
+}
+
+/** Logs what nobody caught and ends the process. */
+export function dieOfBugs(log: Log): void {
+  const die = (error: unknown): void => {
+    const stack = error instanceof Error ? error.stack : undefined;
+    log.error("the process ends because of a bug", { operation: "bug", error: describe(error), stack });
+    process.exit(70);
+  };
+  process.on("uncaughtException", die);
+  process.on("unhandledRejection", die);
+}
