@@ -8,7 +8,9 @@
 - --s3-endpoint={{ . }}
 {{- end }}
 - --s3-region={{ .region }}
+{{- if ne (toString .pathStyle) "" }}
 - --s3-path-style={{ .pathStyle }}
+{{- end }}
 {{- if .caConfigMap.name }}
 - --s3-ca-file=/etc/s3block/ca/{{ .caConfigMap.key }}
 {{- end }}
