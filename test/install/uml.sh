@@ -27,4 +27,6 @@ fi
 echo "kernel tests: installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 # shellcheck disable=SC2086 # the list is split on purpose
-apt-get install -y --no-install-recommends $missing || { apt-get update && apt-get install -y --no-install-recommends $missing; }
+options="-y -qq --no-install-recommends -o DPkg::Lock::Timeout=300"
+# shellcheck disable=SC2086
+apt-get install $options $missing || { apt-get update -qq && apt-get install $options $missing; }

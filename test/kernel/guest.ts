@@ -81,16 +81,14 @@ async function runOnMachine(run: KernelRun): Promise<KernelResult> {
   const directory = mkdtempSync(join(tmpdir(), "s3block-kernel-"));
   try {
     const [program, ...words] = run.command;
-    const child = spawn(program, words, {
-      cwd: run.directory ?? process.cwd(),
-      env: { ...baseEnvironment(), TMPDIR: directory, ...run.environment },
-      stdio: ["ignore", "pipe", "pipe"],
-      detached: true,
+    const child = spawnLeashed(directory, [program, ...words], {
+      directory: run.directory ?? process.cwd(),
+      environment: { ...baseEnvironment(), TMPDIR: directory, ...run.environment },
     });
     const transcript = new Transcript(run.onOutput);
     transcript.begin();
-    child.stdout.on("data", (bytes: Buffer) => transcript.add(bytes));
-    child.stderr.on("data", (bytes: Buffer) => transcript.add(bytes));
+    child.stdout?.on("data", (bytes: Buffer) => transcript.add(bytes));
+    child.stderr?.on("data", (bytes: Buffer) => transcript.add(bytes));
     const status = await endOf(child, run.timeoutMs ?? 120_000);
     return { status, output: transcript.output, kernelLog: "" };
   } finally {
@@ -109,32 +107,25 @@ export async function runInGuest(run: KernelRun): Promise<KernelResult> {
   const marker = `guest-${randomBytes(8).toString("hex")}`;
   try {
     writeFileSync(join(exchange, "init"), initScript(run, marker), { mode: 0o755 });
-    const child = spawn(
+    const words = [
       linuxPath,
-      [
-        `mem=${memoryMib}M`,
-        "rootfstype=hostfs",
-        "rootflags=/",
-        "ro",
-        `init=${join(exchange, "init")}`,
-        "con=null",
-        "con0=fd:0,fd:1",
-        "quiet",
-        "loglevel=1",
-        "random.trust_cpu=on",
-        `uml_dir=${exchange}/`,
-      ],
-      {
-        cwd: "/",
-        env: { PATH: systemPath, TMPDIR: memoryDirectory(memoryMib), HOME: exchange, ...preload() },
-        stdio: ["pipe", "pipe", "pipe"],
-        detached: true,
-      },
-    );
+      `mem=${memoryMib}M`,
+      "rootfstype=hostfs",
+      "rootflags=/",
+      "ro",
+      `init=${join(exchange, "init")}`,
+      "con=null",
+      "con0=fd:0,fd:1",
+      "quiet",
+      "loglevel=1",
+      "random.trust_cpu=on",
+      `uml_dir=${exchange}/`,
+    ];
+    const environment = { PATH: systemPath, TMPDIR: memoryDirectory(memoryMib), HOME: exchange, ...preload() };
+    const child = spawnLeashed(exchange, words, { directory: "/", environment });
     const transcript = new Transcript(run.onOutput, marker, () => killGroup(child));
-    child.stdout.on("data", (bytes: Buffer) => transcript.add(bytes));
-    child.stderr.on("data", (bytes: Buffer) => transcript.addBoot(bytes));
-    child.stdin.on("error", () => {});
+    child.stdout?.on("data", (bytes: Buffer) => transcript.add(bytes));
+    child.stderr?.on("data", (bytes: Buffer) => transcript.addBoot(bytes));
     const ended = await endOf(child, run.timeoutMs ?? 120_000).catch((error: unknown) => {
       throw new Error(`${describe(error)}\n${transcript.boot}\n${transcript.output}`);
     });
@@ -210,6 +201,27 @@ class Transcript {
     this.output += text;
     this.#onOutput?.(text);
   }
+}
+
+/**
+ * Starts a program as the leader of a group of its own (a guest whose starter leads the group would leave it) which does
+ * not outlive this process: a shell beside it holds the other end of a pipe, and when that ends, however this process
+ * ended, removes `scratch` and kills the group.
+ */
+function spawnLeashed(
+  scratch: string,
+  words: readonly string[],
+  where: { directory: string; environment: Record<string, string> },
+): ChildProcess {
+  const script = `scratch=$1; shift
+({ cat <&3; rm -rf "$scratch"; kill -9 0; } >/dev/null 2>&1 &)
+exec "$@" </dev/null 3<&-`;
+  return spawn("/bin/sh", ["-c", script, "sh", scratch, ...words], {
+    cwd: where.directory,
+    env: where.environment,
+    stdio: ["ignore", "pipe", "pipe", "pipe"],
+    detached: true,
+  });
 }
 
 /** Waits for the child, killing its whole group at the deadline; the group is gone afterwards either way. */

@@ -197,7 +197,7 @@ function refused(what: string, index: number, error: string): OperationError {
 
 /** `started` resolves with the error that kept the task from its last step, or undefined. */
 function startThread(task: IoctlTask): { started: Promise<string | undefined>; ended: Promise<void> } {
-  const worker = new Worker(new URL("ioctl-thread.ts", import.meta.url), { workerData: task });
+  const worker = new Worker(new URL("ioctl-thread.ts", import.meta.url), { workerData: task, execArgv: [] });
   const started = Promise.withResolvers<string | undefined>();
   const ended = Promise.withResolvers<void>();
   worker.on("message", (event: IoctlTaskEvent) => started.resolve(event.error));

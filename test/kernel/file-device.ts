@@ -1,6 +1,6 @@
 /** A block device in a plain file, for tests that kill the serving process: what was written is there for the next. */
 import { closeSync, fdatasyncSync, ftruncateSync, openSync, readSync, writeSync } from "node:fs";
-import type { BlockDevice } from "../../../src/block/device.ts";
+import type { BlockDevice } from "../../src/block/device.ts";
 
 const zeroes = Buffer.alloc(1024 * 1024);
 

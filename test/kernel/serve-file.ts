@@ -3,11 +3,11 @@
  * Takes over the device that a predecessor left; prints its path once requests are answered, and again after each
  * connection that the kernel gave up.
  */
-import { nullLog } from "../../../src/base/log.ts";
-import { systemClock } from "../../../src/base/system-clock.ts";
-import { openKernelNbd } from "../../../src/nbd/kernel/kernel-nbd.ts";
-import { connectionOfFd } from "../../../src/nbd/socket-connection.ts";
-import { Transmission } from "../../../src/nbd/transmission.ts";
+import { nullLog } from "../../src/base/log.ts";
+import { systemClock } from "../../src/base/system-clock.ts";
+import { openKernelNbd } from "../../src/nbd/kernel/kernel-nbd.ts";
+import { connectionOfFd } from "../../src/nbd/socket-connection.ts";
+import { Transmission } from "../../src/nbd/transmission.ts";
 import { FileDevice } from "./file-device.ts";
 
 const [path, size, backendIdentifier, seconds] = process.argv.slice(2);
