@@ -356,14 +356,17 @@ export class CacheIndex {
   #take(): number {
     if (this.#free.count > 0) return this.#pop(this.#free);
     if (this.#fresh < this.#freshLimit) return this.#fresh++;
+    // Behind a busy slot of the small queue there are only newer ones: then the main queue has to give.
+    let smallIsBusy = false;
     for (let step = 0; step < MAX_EVICTION_STEPS; step += 1) {
-      const fromSmall = this.#small.count > this.#smallTarget || this.#main.count === 0;
+      const fromSmall = (this.#small.count > this.#smallTarget && !smallIsBusy) || this.#main.count === 0;
       const queue = fromSmall ? this.#small : this.#main;
       if (queue.count === 0) return NO_SLOT;
       const slot = this.#pop(queue);
       const state = this.#state[slot];
       if ((state & BUSY) !== 0) {
         this.#push(queue, slot);
+        smallIsBusy ||= fromSmall;
       } else if ((state & LIVE) === 0) {
         return slot;
       } else if ((state & USES) !== 0 && step < MAX_EVICTION_STEPS / 2) {

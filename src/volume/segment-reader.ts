@@ -121,7 +121,6 @@ export class SegmentReader {
       for (let next = part; next < part + count; next += 1) {
         const bytes = partOf(body, next - part);
         copyPart(object, next, bytes, { target, offset });
-        this.#cache.drop(object, next * PART_BYTES, 1);
         this.#cache.insert(object, next, bytes);
       }
     }

@@ -172,6 +172,24 @@ test("after a failed sync a later one does not save the bytes unless they are wr
   );
 });
 
+test("what a failed sync lost and a later write replaced is still not durable", async () => {
+  const seen = new Set<number>();
+  for (let seed = 0; seed < 40; seed += 1) {
+    const disk = new MemoryDisk();
+    const file = await disk.open("a", { create: true });
+    await file.allocate(SECTOR_BYTES);
+    await disk.sync();
+    file.writeSync(Buffer.alloc(SECTOR_BYTES, 1), 0);
+    disk.setFault((call) => {
+      if (call.operation === "sync") throw new OperationError("unavailable", "injected");
+    });
+    await assert.rejects(file.sync());
+    file.writeSync(Buffer.alloc(SECTOR_BYTES, 2), 0);
+    seen.add(await firstByte(disk.crash(new SeededRandom(seed)), "a"));
+  }
+  assert.ok(seen.has(0) && seen.has(2), [...seen].join(" "));
+});
+
 test("a full disk says so and recovers when there is room again", async () => {
   const disk = new MemoryDisk({ capacityBytes: 256 * 1024 });
   const file = await disk.open("a", { create: true });

@@ -39,11 +39,13 @@ test("a close that comes while a write runs waits for it", async () => {
     const disk = await openSystemDisk(path);
     const file = await disk.open("a", { create: true });
     const order: string[] = [];
-    const writing = file.write(Buffer.alloc(4_000_000, 1), 0).then(() => order.push("written"));
+    const writing = [0, 1, 2].map((place) =>
+      file.write(Buffer.alloc(8_000_000, 1), place * 8_000_000).then(() => order.push("written")),
+    );
     await file.close().then(() => order.push("closed"));
-    await writing;
-    assert.deepEqual(order, ["written", "closed"]);
-    assert.equal((await fs.stat(join(path, "a"))).size, 4_000_000);
+    await Promise.all(writing);
+    assert.deepEqual(order, ["written", "written", "written", "closed"]);
+    assert.equal((await fs.stat(join(path, "a"))).size, 24_000_000);
   } finally {
     await dispose();
   }

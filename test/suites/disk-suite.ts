@@ -13,11 +13,11 @@ export interface DiskUnderTest {
 export function diskSuite(label: string, make: () => Promise<DiskUnderTest>): void {
   const check = (name: string, run: (disk: Disk) => Promise<void>): void => {
     test(`${label}: ${name}`, async () => {
-      const { disk, dispose } = await make();
+      const underTest = await make();
       try {
-        await run(disk);
+        await run(underTest.disk);
       } finally {
-        await dispose();
+        await underTest.dispose();
       }
     });
   };

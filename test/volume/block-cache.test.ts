@@ -106,6 +106,12 @@ test("objects that differ in one field of their identity are different objects",
     await put(cache, other, 0);
   }
   for (const object of [base, ...others]) assert.ok(verify(cache, object, 0));
+  for (let number = 10; number < 5000; number += 1) {
+    assert.equal(cache.has({ ...base, epoch: number }, 0), false);
+    assert.equal(cache.has({ ...base, sequence: number }, 0), false);
+    assert.equal(cache.has({ ...base, sequence: 5 + number * 2 ** 32 }, 0), false);
+    assert.equal(cache.has(base, number), false);
+  }
   await cache.close();
 });
 
@@ -302,6 +308,8 @@ test("a damaged index header is ignored and the cache starts empty", async () =>
   }
   const intact = await openCache(next);
   assert.ok(verify(intact, segment(1), 0));
+  file.writeSync(Buffer.from([77]), 100);
+  assert.equal((await openCache(next)).stats().parts, 0, "a damaged group of rows is left out");
 });
 
 test("a scan of twice the cache leaves the parts in use", async () => {
@@ -334,8 +342,24 @@ test("a part that comes back soon after its eviction is kept longer", async () =
   for (let part = 0; part < 64; part += 1) await put(cache, segment(2), part);
   assert.equal(cache.has(segment(1), 0), false);
   await put(cache, segment(1), 0);
-  for (let part = 64; part < 120; part += 1) await put(cache, segment(2), part);
+  for (let part = 64; part < 220; part += 1) await put(cache, segment(2), part);
   assert.equal(cache.has(segment(1), 0), true);
+  await cache.close();
+});
+
+test("a part that is still being written is not given up for another", async () => {
+  const cache = await openCache(new MemoryDisk(), { capacityBytes: 4 * MIB });
+  for (let part = 0; part < 128; part += 1) {
+    await put(cache, segment(1), part);
+    for (let turn = 0; turn < 3; turn += 1) verify(cache, segment(1), part);
+  }
+  await cache.settled();
+  for (let round = 0; round < 20; round += 1) {
+    for (let part = 0; part < 8; part += 1)
+      assert.ok(cache.insert(segment(2 + round), part, content(segment(2 + round), part)));
+    for (let part = 0; part < 8; part += 1) assert.ok(verify(cache, segment(2 + round), part));
+    await cache.settled();
+  }
   await cache.close();
 });
 
@@ -378,11 +402,16 @@ test("a full disk stops the growth, and what is cached goes on being served", as
   disk.setCapacity(64 * MIB);
   const cache = await openCache(disk, { capacityBytes: 8 * MIB });
   disk.setCapacity(6 * MIB);
+  let beyond = 0;
+  disk.setFault((call) => {
+    if (call.operation === "write" && call.position >= 6 * MIB) beyond += 1;
+  });
   for (let part = 0; part < 300; part += 1) await put(cache, segment(1), part);
   await cache.settled();
   const stats = cache.stats();
   assert.equal(stats.state, "on");
   assert.ok(stats.parts > 80 && stats.parts <= 96, `parts=${stats.parts}`);
+  assert.ok(beyond > 0 && beyond <= 16, `${beyond} writes beyond the room there is`);
   const hits = Array.from({ length: 300 }, (_, part) => verify(cache, segment(1), part)).filter(Boolean);
   assert.equal(hits.length, stats.parts);
   await cache.close();
