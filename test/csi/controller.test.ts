@@ -173,11 +173,11 @@ test("a volume of another bucket has its location in its id, and later calls fin
 });
 
 test("a store that cannot be opened leaves nothing half made", async () => {
-  const before = controller.catalogs.store().totals();
+  const totals = controller.catalogs.store().totals();
   controller.catalogs.failure = new OperationError("invalid", "no such bucket: create it");
   assert.equal(await createCode("homeless", { parameters: { bucket: "missing" } }), code.INVALID_ARGUMENT);
   controller.catalogs.failure = undefined;
-  assert.deepEqual(controller.catalogs.store().totals(), before);
+  assert.deepEqual(controller.catalogs.store().totals(), totals);
 });
 
 test("deleting is repeatable, ignores what never was, and waits for the volume to be unpublished", async () => {

@@ -15,8 +15,9 @@ const run = promisify(execFile);
 
 /** True where this process may make loop devices and mount them. */
 export async function canUseLoopDevices(): Promise<boolean> {
-  if (process.getuid?.() !== 0 || !existsSync("/dev/loop-control")) return false;
+  if (process.getuid?.() !== 0) return false;
   try {
+    if (!existsSync("/dev/loop-control")) await run("modprobe", ["loop"]);
     await run("losetup", ["--find"]);
     return true;
   } catch {
@@ -32,6 +33,7 @@ interface LoopAttachment {
 export class LoopDataPlane implements DataPlane {
   readonly #directory: string;
   readonly #attached = new Map<VolumeId, LoopAttachment>();
+  readonly #lost: string[] = [];
   sizeBytes: number;
   /** Tests set it to make the volume look failed. */
   failure = "";
@@ -83,9 +85,17 @@ export class LoopDataPlane implements DataPlane {
 
   async flush(): Promise<void> {}
 
+  /** Forgets an attachment as a server without its records would; the device stays. */
+  lose(volumeId: VolumeId): void {
+    const attached = this.#attached.get(volumeId);
+    if (attached !== undefined) this.#lost.push(attached.device);
+    this.#attached.delete(volumeId);
+  }
+
   /** Detaches everything and removes the files. */
   async close(): Promise<void> {
     for (const volumeId of this.#attached.keys()) await this.detach(volumeId);
+    for (const device of this.#lost) await run("losetup", ["--detach", device]);
     await rm(this.#directory, { recursive: true, force: true });
   }
 
