@@ -114,9 +114,13 @@ export async function makeFileSystem(options: NewFileSystem): Promise<void> {
     // Without "assume_storage_prezeroed" the kernel would write zeroes over every inode table after the first mount.
     const extended = ["-E", "nodiscard,assume_storage_prezeroed=1"];
     const layout = ["-b", String(fileSystemBlockBytes), "-I", "256", "-m", "0", "-O", ext4Features];
-    await mustRunProgram("mke2fs", ["-q", "-F", "-t", "ext4", ...layout, ...extended, "--", options.device, `${blocks}`], {
-      timeoutMs: makeTimeoutMs,
-    });
+    await mustRunProgram(
+      "mke2fs",
+      ["-q", "-F", "-t", "ext4", ...layout, ...extended, "--", options.device, `${blocks}`],
+      {
+        timeoutMs: makeTimeoutMs,
+      },
+    );
     return;
   }
   const size = ["-d", `size=${blocks * fileSystemBlockBytes}`, "-b", `size=${fileSystemBlockBytes}`];
