@@ -36,7 +36,7 @@ export interface Disk {
   rename(from: string, to: string): Promise<void>;
   /** Removes a file; a missing one is no error. */
   remove(name: string): Promise<void>;
-  /** The subdirectory `name`, made (mode 0700) where it is missing. */
+  /** The subdirectory `name`, made (mode 0700) where it is missing: its own name is durable when this resolves. */
   directory(name: string): Promise<Disk>;
   /** Removes the subdirectory `name` with all it holds; a missing one is no error. */
   removeDirectory(name: string): Promise<void>;

@@ -135,6 +135,7 @@ export class MemoryDisk implements Disk {
     if (node === undefined) {
       node = new DirectoryNode();
       this.#node.change({ added: name, removed: undefined, node });
+      await this.sync();
     }
     assert(node instanceof DirectoryNode, `${path} is a file`);
     const disk = new MemoryDisk();

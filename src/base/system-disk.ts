@@ -10,7 +10,7 @@
  */
 import { constants, promises as fs } from "node:fs";
 import * as nodeFs from "node:fs";
-import { join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { assert } from "./assert.ts";
 import type { Disk, DiskFile } from "./disk.ts";
@@ -24,10 +24,15 @@ const syncData = promisify(nodeFs.fdatasync);
 const syncAll = promisify(nodeFs.fsync);
 const statDescriptor = promisify(nodeFs.fstat);
 
-/** The directory at `path` as a Disk; it is made (mode 0700, parents too) where it is missing. */
+/** The directory at `path` as a Disk; it is made (mode 0700, parents too), durably, where it is missing. */
 export async function openSystemDisk(path: string): Promise<Disk> {
-  await guarded("make the directory", path, fs.mkdir(path, { recursive: true, mode: 0o700 }));
-  return new SystemDisk(path);
+  const absolute = resolve(path);
+  const first = await guarded("make the directory", absolute, fs.mkdir(absolute, { recursive: true, mode: 0o700 }));
+  if (first !== undefined) {
+    // Each directory that was made has a name in its parent that must outlive the machine too.
+    for (let made = absolute; made.length >= first.length; made = dirname(made)) await new SystemDisk(dirname(made)).sync();
+  }
+  return new SystemDisk(absolute);
 }
 
 class SystemDisk implements Disk {

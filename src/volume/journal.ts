@@ -68,7 +68,6 @@ export class Journal {
   #released = 0;
   #syncedPosition = 0;
   #unsynced = new Set<JournalFile>();
-  #namesChanged = false;
   #syncing: Promise<void> | undefined;
   #nextSync: Promise<void> | undefined;
   #preparing: Promise<void> | undefined;
@@ -136,8 +135,10 @@ export class Journal {
    * of what this disk has kept.
    */
   async recover(durableSequence: number, visit: (record: JournalRecord, framePosition: number) => void): Promise<void> {
-    const files = currentFiles(this.#found);
-    assert(this.hasHistory && files.length > 0, "only a journal with history is recovered");
+    const all = currentFiles(this.#found);
+    assert(this.hasHistory && all.length > 0, "only a journal with history is recovered");
+    // Files that hold nothing but what S3 has are not looked at: one of them may be in the middle of being used again.
+    const files = all.slice(Math.max(0, all.findLastIndex((entry) => entry.header!.firstSequence <= durableSequence + 1)));
     const scan = { journalSeed: this.#seed, verifyAbove: durableSequence };
     let oldest = 0;
     const end = await scanRecords(files, scan, (record, fileNumber, frameOffset) => {
@@ -162,7 +163,7 @@ export class Journal {
     if (end.offset > pageStart) await last.file.read(this.#staging.subarray(0, end.offset - pageStart), pageStart);
     // What was read back may still be in the page cache alone: the next sync covers it.
     for (const entry of this.#files.values()) this.#unsynced.add(entry);
-    this.#namesChanged = true;
+    await this.#disk.sync();
     this.#released = oldest === 0 ? this.position : oldest;
     this.release(this.#released);
     this.#prepareNext();
@@ -283,7 +284,7 @@ export class Journal {
   /** Makes every record appended so far durable. Throws "unavailable" once the disk has failed a sync. */
   sync(): Promise<void> | undefined {
     if (this.distrusted) return Promise.reject(distrust());
-    if (this.#syncedPosition === this.position && !this.#namesChanged) return undefined;
+    if (this.#syncedPosition === this.position) return undefined;
     if (this.#syncing === undefined) return (this.#syncing = this.#syncNow());
     this.#nextSync ??= this.#syncing.then(
       () => this.#startNext(),
@@ -392,11 +393,8 @@ export class Journal {
     const position = this.position;
     const files = [...this.#unsynced];
     this.#unsynced.clear();
-    const names = this.#namesChanged;
-    this.#namesChanged = false;
     try {
       await Promise.all(files.map((entry) => entry.file.sync()));
-      if (names) await this.#disk.sync();
       this.#syncedPosition = position;
     } catch (error) {
       this.distrusted = true;
@@ -430,13 +428,16 @@ export class Journal {
     try {
       if (spare !== undefined) {
         await this.#disk.rename(journalFileName(spare.number), journalFileName(number));
+        // The new name must be durable before the first byte is written over: under its old name and with its old
+        // header, the file would break the chain of those behind it.
+        await this.#disk.sync();
         this.#files.set(number, { number, file: spare.file, header: undefined });
       } else {
         const file = await this.#disk.open(journalFileName(number), { create: true });
         await file.allocate(this.#fileBytes);
+        await this.#disk.sync();
         this.#files.set(number, { number, file, header: undefined });
       }
-      this.#namesChanged = true;
       await this.#trimSpares();
     } catch (error) {
       if (spare !== undefined) this.#spare.unshift(spare);

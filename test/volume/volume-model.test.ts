@@ -22,15 +22,22 @@ const BLOCK = 4096;
 const BLOCKS = 512;
 const volumeId = mustVolumeId("vol-model");
 
-/** A store that a dead process cannot reach any more. */
-function cutOff(store: ObjectStore, isDead: () => boolean): ObjectStore {
+/**
+ * A store with latency, as one process reaches it: each request takes effect some time after it was sent, and is
+ * answered some time after that. What a dead process had sent may still take effect; it hears of nothing any more.
+ */
+function slowStore(store: ObjectStore, clock: VirtualClock, random: SeededRandom, isDead: () => boolean): ObjectStore {
   return new Proxy(store, {
     get(target, name): unknown {
       const value: unknown = Reflect.get(target, name);
       if (typeof value !== "function") return value;
-      return (...args: unknown[]): unknown => {
-        if (isDead()) return new Promise(() => undefined);
-        return Reflect.apply(value, target, args);
+      return async (...args: unknown[]): Promise<unknown> => {
+        if (isDead()) return await new Promise(() => undefined);
+        await clock.sleep(random.below(40));
+        if (isDead() && random.below(2) === 0) return await new Promise(() => undefined);
+        const answer = (await Reflect.apply(value, target, args)) as unknown;
+        await clock.sleep(random.below(20));
+        return isDead() ? await new Promise(() => undefined) : answer;
       };
     },
   });
@@ -52,7 +59,7 @@ class Model {
   #process = { dead: false };
   #engine!: Engine;
   volume!: Volume;
-  /** The image at the last moment that must survive, and every step since. */
+  /** The image at a moment that S3 holds, and every step since. */
   #base = new Float64Array(BLOCKS);
   #steps: Step[] = [];
   /** How many of the steps were acknowledged, and how many of them flushed. */
@@ -98,7 +105,7 @@ class Model {
       uploadIntervalMs: 1000,
     });
     this.volume = await this.#engine.open(volumeId, {
-      store: cutOff(this.#store, () => process.dead),
+      store: slowStore(this.#store, this.#clock, this.#random, () => process.dead),
       journalDisk: await this.#disk.directory("journal"),
       mode,
       readOnly: false,
@@ -111,7 +118,8 @@ class Model {
     const kind = this.#random.below(100);
     if (kind < 55) await this.#write(false);
     else if (kind < 65) await this.#zero();
-    else if (kind < 75) await this.#flush();
+    else if (kind < 70) await this.#flush();
+    else if (kind < 75) void Promise.resolve(this.volume.flush()).catch(() => undefined);
     else if (kind < 78) await this.#write(true);
     else if (kind < 80) await this.#clock.sleep(this.#random.below(3000));
     else await this.#read();
@@ -120,9 +128,9 @@ class Model {
   async reopen(): Promise<void> {
     await this.volume.close();
     await this.#engine.close();
-    this.#flushed = this.#acknowledged;
+    this.#keep(this.#acknowledged);
     await this.open("take");
-    await this.verify(this.#acknowledged);
+    await this.verify(0);
   }
 
   async handOver(): Promise<void> {
@@ -137,7 +145,7 @@ class Model {
     this.crashes += 1;
     const torn = this.#random.below(2) === 0 ? this.#writeUnanswered() : undefined;
     if (this.#random.below(2) === 0) void Promise.resolve(this.volume.flush()).catch(() => undefined);
-    await this.#clock.settle(this.#random.below(12));
+    await this.#clock.sleep(this.#random.below(3) === 0 ? 0 : this.#random.below(90));
     this.#process.dead = true;
     if (kind === "process") this.#disk = this.#disk.reopen();
     else if (kind === "power") this.#disk = this.#disk.crash(this.#random);
@@ -147,6 +155,7 @@ class Model {
     await this.open(kind === "process" ? "resume" : "take");
     const mustHold = kind === "process" ? this.#acknowledged : kind === "node" && this.#durability === "local" ? 0 : this.#flushed;
     await this.verify(mustHold);
+    if (kind === "node") this.#keep(this.#acknowledged);
   }
 
   /** The image must equal a moment of history with at least `mustHold` steps; history goes on from there. */
@@ -157,14 +166,20 @@ class Model {
       if (count > 0) applyStep(moment, this.#steps[count - 1]);
       if (count < mustHold || !sameImage(moment, image)) continue;
       // A later equal moment may exist, but none is told apart by its content.
-      this.#base = moment;
-      this.#steps = [];
-      this.#acknowledged = 0;
-      this.#flushed = 0;
+      this.#steps.length = count;
+      this.#acknowledged = count;
+      this.#flushed = Math.min(count, this.#flushed);
       return;
     }
     const differing = image.findIndex((version, lba) => version !== moment[lba]);
     assert.fail(`no moment of history with ${mustHold} of ${this.#steps.length} steps, first difference at block ${differing}`);
+  }
+
+  /** S3 holds the first `count` steps whatever happens to the node: none of them can be undone any more. */
+  #keep(count: number): void {
+    for (const step of this.#steps.splice(0, count)) applyStep(this.#base, step);
+    this.#acknowledged -= count;
+    this.#flushed = Math.max(0, this.#flushed - count);
   }
 
   async #write(fua: boolean): Promise<void> {
@@ -203,6 +218,7 @@ class Model {
   async #flush(): Promise<void> {
     await this.volume.flush();
     this.#flushed = this.#steps.length;
+    if (this.#durability === "s3") this.#keep(this.#flushed);
   }
 
   async #read(): Promise<void> {
