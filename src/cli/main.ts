@@ -53,5 +53,6 @@ try {
   await main(process.argv.slice(2));
 } catch (error) {
   process.stderr.write(`s3block: ${describe(error)}\n`);
-  process.exitCode = isKind(error, "invalid") ? 2 : 1;
+  // Threads and sockets of a start that failed half way must not keep the process alive.
+  process.exit(isKind(error, "invalid") ? 2 : 1);
 }

@@ -52,8 +52,6 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   const nodeId = nodeIdOf(values);
   const { log, redactor } = startLogging(values, { process: "server", nodeId });
   dieOfBugs(log);
-  await protectProcess(log);
-  await lockDirectory(values.stateDir, values.shutdownSeconds + 10, log);
   const metrics = new Metrics();
   metrics.addProcessMetrics();
   const stores = new Stores({
@@ -65,6 +63,9 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
     observer: metrics.storeObserver,
     limits: { deadlineMs: 20_000 },
   });
+  stores.own();
+  await protectProcess(log);
+  await lockDirectory(values.stateDir, values.shutdownSeconds + 10, log);
   const pool = await startWorkers({ values, settings, nodeId, log, cores: availableParallelism() });
   const probed = Promise.withResolvers<void>();
   const registry = await makeRegistry({ values, nodeId, log, host: probedHost(pool, redactor, probed.promise) });

@@ -49,6 +49,8 @@ export interface StoresOptions {
   limits?: RetryLimits;
 }
 
+/** A request of a probe is not repeated for longer: somebody waits for the word on what is wrong. */
+const probeDeadlineMs = 4000;
 const ownLocation: StoreLocation = { url: "", endpoint: "", region: "" };
 
 export class Stores {
@@ -83,7 +85,7 @@ export class Stores {
     if (probed === undefined) {
       probed = probeStoreWays(this.#settings(location, secrets), {
         ...this.#options,
-        limits: { deadlineMs: 10_000, ...this.#options.limits },
+        limits: { deadlineMs: probeDeadlineMs },
       });
       this.#probed.set(key, probed);
       probed.catch(() => this.#probed.delete(key));
