@@ -9,10 +9,12 @@ import { REQUEST_SIZE } from "./protocol.ts";
 import type { Slab, SlabAccount } from "./slab-pool.ts";
 
 /**
- * Room for small requests. Measured (4 KiB writes, depth 32): 64 KiB keeps client and server at work side by
- * side, a megabyte takes all requests in one go and makes them take turns.
+ * Room for small requests. Measured (4 KiB writes, depth 32), processor time a request: 6.5 µs with 64 KiB, 4.2 with
+ * 128 KiB, 4.0 with 256 KiB; an idle connection holds one.
  */
-const SMALL_SLAB_BYTES = 64 * 1024;
+const SMALL_SLAB_BYTES = 128 * 1024;
+/** Frames from this size on are received in place, each in a slab of its own; smaller ones share one. */
+const LARGE_FRAME_BYTES = 32 * 1024;
 /** Less room than this is not worth a receive: what stands in the window moves to a fresh slab. */
 const LEAST_ROOM_BYTES = 8 * 1024;
 
@@ -53,7 +55,7 @@ export class ReceiveWindow {
       this.#end = 0;
     }
     const capacity = slab.buffer.length;
-    const large = frameBytes >= SMALL_SLAB_BYTES;
+    const large = frameBytes >= LARGE_FRAME_BYTES;
     const cramped = this.#start + frameBytes > capacity || (!large && capacity - this.#end < LEAST_ROOM_BYTES);
     if (cramped) return this.#move(frameBytes);
     return slab.buffer.subarray(this.#end, limitOf(this.#start, frameBytes, capacity));
@@ -74,7 +76,7 @@ export class ReceiveWindow {
     const former = this.#slab;
     const kept = this.available;
     const wanted = Math.max(frameBytes, kept + 1) + REQUEST_SIZE;
-    const slab = this.#account.take(Math.max(SMALL_SLAB_BYTES, wanted));
+    const slab = this.#account.take(frameBytes >= LARGE_FRAME_BYTES ? wanted : Math.max(SMALL_SLAB_BYTES, wanted));
     if (former !== undefined) {
       former.buffer.copy(slab.buffer, 0, this.#start, this.#end);
       former.release();
@@ -88,6 +90,6 @@ export class ReceiveWindow {
 
 /** A large frame is received up to the header after it and no further: what came after it would have to be moved. */
 function limitOf(start: number, frameBytes: number, capacity: number): number {
-  if (frameBytes < SMALL_SLAB_BYTES) return capacity;
+  if (frameBytes < LARGE_FRAME_BYTES) return capacity;
   return Math.min(capacity, start + frameBytes + REQUEST_SIZE);
 }
