@@ -58,3 +58,5 @@ sh test/install/uml.sh
 [[ "$mode" == start ]] && exit 0
 bash test/install/apt.sh
 for tool in s3-server csi-sanity helm; do bash "test/install/$tool.sh"; done
+# Modules and objects that the builds leave, some gigabytes, serve nobody once the programs are there.
+rm -rf .cache/go .cache/go-build
