@@ -11,6 +11,7 @@ import { OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
 import type { ObjectStore } from "../store/object-store.ts";
+import { PatientStore } from "../store/patient.ts";
 import { Admission } from "./admission.ts";
 import { BlockCache } from "./block-cache.ts";
 import { BlockMap, MapBudget, type PageLocation } from "./block-map.ts";
@@ -156,7 +157,8 @@ export class Engine {
     const fileBytes = journalFileBytes === undefined ? {} : { fileBytes: journalFileBytes };
     const journal = await Journal.open({ disk: options.journalDisk, uid: meta.uid, random, log, limitBytes, ...fileBytes });
     try {
-      const reader = new SegmentReader({ store, cache: this.#cache, budget: this.#readBudget, clock, log, signal });
+      const patient = new PatientStore(store, { clock, log });
+      const reader = new SegmentReader({ store: patient, cache: this.#cache, budget: this.#readBudget, clock, log, signal });
       const map = new BlockMap(meta.sizeBytes, this.#mapBudget, (shard, location) => loadPage(reader, meta, shard, location));
       const replayed: ReplayedWrite[] = [];
       const environment = { store, clock, random, log, journal, map, nodeId, publication, signal };
@@ -169,7 +171,8 @@ export class Engine {
           if (isData) value += blocks * RAW_FRAME_BYTES;
         }
       });
-      const volume = this.#assemble({ meta, options, log, journal, map, reader, recovered, replayed, abort });
+      patient.serving();
+      const volume = this.#assemble({ meta, options, store: patient, log, journal, map, reader, recovered, replayed, abort });
       log.info("opened the volume", {
         operation: "open",
         epoch: recovered.epoch,
@@ -189,6 +192,7 @@ export class Engine {
   #assemble(found: {
     meta: VolumeMeta;
     options: EngineOpenOptions;
+    store: ObjectStore;
     log: Log;
     journal: Journal;
     map: BlockMap;
@@ -197,9 +201,8 @@ export class Engine {
     replayed: readonly ReplayedWrite[];
     abort: AbortController;
   }): Volume {
-    const { meta, options, log, journal, map, reader, recovered, replayed, abort } = found;
+    const { meta, options, store, log, journal, map, reader, recovered, replayed, abort } = found;
     const { clock, random, uploadIntervalMs } = this.#options;
-    const { store } = options;
     const { epoch, everWritten, journalEnd, replayedSegments } = recovered;
     const ref: VolumeRef = { id: meta.id, uid: meta.uid };
     const overlay = new DirtyExtents();

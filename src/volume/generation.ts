@@ -16,6 +16,8 @@ export const MAX_SEGMENT_BLOCKS = 7936;
 export const MAX_GENERATION_WRITES = 8192;
 /** The largest segment: every block an extent of its own. */
 export const MAX_SEGMENT_BYTES = segmentHeadBytes(MAX_GENERATION_WRITES) + MAX_SEGMENT_BLOCKS * RAW_FRAME_BYTES;
+/** Blocks of one extent at most: trims next to each other can be larger than the index's 32 bits. */
+const MAX_EXTENT_BLOCKS = 2 ** 31;
 /** Frames copied before other work of the thread may run. */
 const YIELD_FRAMES = 256;
 
@@ -105,7 +107,8 @@ export class SegmentPlan {
     const kind = value > 0 ? EXTENT_RAW : EXTENT_ZERO;
     const stored = value > 0 ? blocks * RAW_FRAME_BYTES : 0;
     const last = extents.count - 1;
-    if (last >= 0 && extents.kind[last] === kind && extents.lba[last] + extents.blockCount[last] === lba) {
+    const isNext = last >= 0 && extents.kind[last] === kind && extents.lba[last] + extents.blockCount[last] === lba;
+    if (isNext && extents.blockCount[last] + blocks <= MAX_EXTENT_BLOCKS) {
       extents.blockCount[last] += blocks;
       extents.storedLength[last] += stored;
     } else {

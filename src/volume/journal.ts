@@ -69,6 +69,7 @@ export class Journal {
   #syncedPosition = 0;
   #unsynced = new Set<JournalFile>();
   #syncing: Promise<void> | undefined;
+  #syncingPosition = 0;
   #nextSync: Promise<void> | undefined;
   #preparing: Promise<void> | undefined;
   #roomWaiters: (() => void)[] = [];
@@ -281,15 +282,21 @@ export class Journal {
     }
   }
 
-  /** Makes every record appended so far durable. Throws "unavailable" once the disk has failed a sync. */
+  /**
+   * Makes every record appended so far durable; undefined where all are. Rejects with "unavailable" once the disk has
+   * failed a sync. Calls that come while one runs share the next, unless the running one covers them already.
+   */
   sync(): Promise<void> | undefined {
     if (this.distrusted) return Promise.reject(distrust());
     if (this.#syncedPosition === this.position) return undefined;
-    if (this.#syncing === undefined) return (this.#syncing = this.#syncNow());
-    this.#nextSync ??= this.#syncing.then(
-      () => this.#startNext(),
-      () => this.#startNext(),
-    );
+    if (this.#syncing === undefined) return this.#startSync();
+    if (this.#syncingPosition === this.position) return this.#syncing;
+    const again = async (): Promise<void> => {
+      this.#nextSync = undefined;
+      // Somebody else may have begun one meanwhile: sync() decides anew.
+      await this.sync();
+    };
+    this.#nextSync ??= this.#syncing.then(again, again);
     return this.#nextSync;
   }
 
@@ -383,14 +390,14 @@ export class Journal {
     this.#unsynced.add(entry);
   }
 
-  async #startNext(): Promise<void> {
-    this.#nextSync = undefined;
-    this.#syncing = this.#syncNow();
-    await this.#syncing;
+  #startSync(): Promise<void> {
+    this.#syncingPosition = this.position;
+    const syncing = this.#syncNow(this.position).finally(() => (this.#syncing = undefined));
+    this.#syncing = syncing;
+    return syncing;
   }
 
-  async #syncNow(): Promise<void> {
-    const position = this.position;
+  async #syncNow(position: number): Promise<void> {
     const files = [...this.#unsynced];
     this.#unsynced.clear();
     try {
@@ -403,8 +410,6 @@ export class Journal {
         error: describe(error),
       });
       throw distrust();
-    } finally {
-      this.#syncing = undefined;
     }
   }
 

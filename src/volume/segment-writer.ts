@@ -8,12 +8,11 @@
  *   objects behind a gap, which nobody reads.
  * - It counts as durable for a flush when it and all before it are in S3.
  * - Its part of the journal is free when it and all before it are in the map.
- * - An upload is tried until it succeeds: S3 that is slow, away or refuses credentials never fails a write. Two things
- *   end it: a foreign object under our key ("fenced") and a damaged journal ("corrupt").
+ * - The store it is given waits out every error (store/patient.ts): S3 that is slow, away or refuses credentials never
+ *   fails a write. Two things do: a foreign object under our key ("fenced"), and damage to journal or map ("corrupt").
  */
 import type { Clock, Timer } from "../base/clock.ts";
-import { asOperationError, describe, isKind, OperationError } from "../base/errors.ts";
-import type { Log } from "../base/log.ts";
+import { asOperationError, OperationError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import type { ObjectStore } from "../store/object-store.ts";
 import type { BlockMap } from "./block-map.ts";
@@ -28,14 +27,11 @@ import { applyExtents } from "./map-apply.ts";
 import type { UploadBudget } from "./upload-budget.ts";
 
 const MAX_UPLOADS = 8;
-/** Pause after an error that the store's own retries do not cover (credentials, permissions, a bucket that is gone). */
-const REFUSED_PAUSE_MS = 5000;
 
 export interface SegmentWriterOptions {
   store: ObjectStore;
   clock: Clock;
   random: Random;
-  log: Log;
   volume: VolumeRef;
   epoch: Epoch;
   journal: Journal;
@@ -226,24 +222,13 @@ export class SegmentWriter {
   }
 
   async #put(generation: Generation, object: Buffer): Promise<void> {
-    const { store, volume, epoch, clock, log, signal } = this.#options;
-    const key = segmentKey(volume.uid, epoch, generation.sequence as SegmentSeq);
-    for (;;) {
-      try {
-        if ((await store.putIfAbsent(key, [object], { signal })) === "created") return;
-        throw new OperationError("fenced", "another node has taken the volume over: this one must not write any more", {
-          context: { volumeId: volume.id, epoch, sequence: generation.sequence },
-        });
-      } catch (error) {
-        if (isKind(error, "fenced", "corrupt") || signal.aborted) throw error;
-        log.error("the store refuses a segment; writes go on into the journal until it is full", {
-          operation: "upload",
-          sequence: generation.sequence,
-          error: describe(error),
-        });
-        await clock.sleep(REFUSED_PAUSE_MS, signal);
-      }
-    }
+    const { store, volume, epoch, signal } = this.#options;
+    const { sequence } = generation;
+    const key = segmentKey(volume.uid, epoch, sequence as SegmentSeq);
+    if ((await store.putIfAbsent(key, [object], { signal })) === "created") return;
+    throw new OperationError("fenced", "another node has taken the volume over: this one must not write any more", {
+      context: { volumeId: volume.id, epoch, sequence },
+    });
   }
 
   /** An upload has ended well: tells flushes that were waiting, and lets the map follow. */

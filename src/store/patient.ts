@@ -1,0 +1,85 @@
+/**
+ * A decorator for volumes that are being served: what the store refuses for reasons that a person can mend (credentials
+ * that were revoked, a bucket that is gone, a clock that is off) is tried again until it works, because giving up would
+ * turn into I/O errors of a mounted file system. Off until serving() is called: while a volume is opened, the caller
+ * wants to hear of such errors at once.
+ *
+ * It gives up only when the request's signal aborts. What is "corrupt" is not tried again.
+ */
+import type { Clock } from "../base/clock.ts";
+import { describe, isKind } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
+import type {
+  ByteRange,
+  ListOptions,
+  ListPage,
+  ObjectStore,
+  PutOutcome,
+  RequestOptions,
+} from "./object-store.ts";
+
+const PAUSE_MS = 5000;
+
+export class PatientStore implements ObjectStore {
+  readonly location: string;
+  readonly #store: ObjectStore;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  #isServing = false;
+
+  constructor(store: ObjectStore, environment: { clock: Clock; log: Log }) {
+    this.location = store.location;
+    this.#store = store;
+    this.#clock = environment.clock;
+    this.#log = environment.log;
+  }
+
+  /** From now on errors are waited out. */
+  serving(): void {
+    this.#isServing = true;
+  }
+
+  async putIfAbsent(key: string, body: readonly Uint8Array[], options?: RequestOptions): Promise<PutOutcome> {
+    return await this.#persist("put", key, options, () => this.#store.putIfAbsent(key, body, options));
+  }
+
+  async get(key: string, options?: RequestOptions): Promise<Buffer | undefined> {
+    return await this.#persist("get", key, options, () => this.#store.get(key, options));
+  }
+
+  async getRange(
+    key: string,
+    range: ByteRange,
+    options?: RequestOptions,
+  ): Promise<{ bytes: Buffer; totalBytes: number } | undefined> {
+    return await this.#persist("get", key, options, () => this.#store.getRange(key, range, options));
+  }
+
+  async list(prefix: string, options?: ListOptions): Promise<ListPage> {
+    return await this.#persist("list", prefix, options, () => this.#store.list(prefix, options));
+  }
+
+  async delete(keys: readonly string[], options?: RequestOptions): Promise<void> {
+    await this.#persist("delete", keys[0] ?? "", options, () => this.#store.delete(keys, options));
+  }
+
+  async close(): Promise<void> {
+    await this.#store.close();
+  }
+
+  async #persist<T>(operation: string, key: string, options: RequestOptions | undefined, request: () => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return await request();
+      } catch (error) {
+        if (!this.#isServing || options?.signal?.aborted === true || isKind(error, "corrupt", "fenced")) throw error;
+        this.#log.error("the store refuses a request; it is tried again until it works", {
+          operation,
+          key,
+          error: describe(error),
+        });
+      }
+      await this.#clock.sleep(PAUSE_MS, options?.signal);
+    }
+  }
+}
