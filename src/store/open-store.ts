@@ -10,7 +10,7 @@ import { lookup } from "node:dns/promises";
 import { isIP } from "node:net";
 import { fileURLToPath } from "node:url";
 import type { Clock } from "../base/clock.ts";
-import { asOperationError, OperationError } from "../base/errors.ts";
+import { asOperationError, describe, isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
 import { DirectoryStore } from "./directory.ts";
@@ -18,7 +18,7 @@ import { MeasuredStore, type StoreObserver } from "./measured.ts";
 import { MemoryStore } from "./memory.ts";
 import { isKeyOrEmpty } from "./object-key.ts";
 import type { ObjectStore } from "./object-store.ts";
-import { probeStore } from "./probe.ts";
+import { PROBE_PREFIX, probeStore } from "./probe.ts";
 import { RetryingStore, type RetryLimits } from "./retrying.ts";
 import type { S3Credentials } from "./s3-credentials.ts";
 import { S3Store, type S3StoreOptions } from "./s3.ts";
@@ -63,13 +63,25 @@ export async function probeStoreWays(
   parts: StoreParts,
   counts: { keys?: number; racers?: number } = {},
 ): Promise<void> {
-  const ways = (await waysTo(settings)).map((way) => decorate(openBareStore(settings, parts, way), parts));
-  const [first, ...peers] = ways;
+  const all = (await waysTo(settings)).map((way) => openBareStore(settings, parts, way));
   try {
+    const [first, ...peers] = (await reachable(all, parts)).map((bare) => decorate(bare, parts));
     await probeStore(first, { ...parts, ...counts, peers });
   } finally {
-    await Promise.all(ways.map((way) => way.close()));
+    await Promise.all(all.map((way) => way.close()));
   }
+}
+
+/** Those that answer at all: an address that this machine has no route to is no way for it. */
+async function reachable(ways: readonly ObjectStore[], parts: StoreParts): Promise<readonly ObjectStore[]> {
+  if (ways.length === 1) return ways;
+  const answers = await Promise.allSettled(ways.map((way) => way.list(PROBE_PREFIX, { limit: 1 })));
+  const silent = answers.filter((answer) => answer.status === "rejected" && isKind(answer.reason, "unavailable"));
+  for (const answer of silent) {
+    if (answer.status === "rejected")
+      parts.log.warn("one way to the store is silent", { error: describe(answer.reason) });
+  }
+  return silent.length === ways.length ? ways : ways.filter((_, index) => !silent.includes(answers[index]));
 }
 
 /** One endpoint at one address; empty for stores that have but one way. */
@@ -146,12 +158,12 @@ function openS3(url: URL, settings: StoreSettings, parts: StoreParts, way: Way):
 }
 
 function parseUrl(text: string): URL {
-  if (!URL.canParse(text)) throw badUrl(text);
+  if (!URL.canParse(text) || (/^file:/i.test(text) && !text.startsWith("file:///"))) throw badUrl(text);
   return new URL(text);
 }
 
 function directoryOf(url: URL): string {
-  if (url.hostname !== "" || url.pathname === "/") throw badUrl(url.href);
+  if (url.pathname === "/") throw badUrl(url.href);
   return fileURLToPath(url);
 }
 

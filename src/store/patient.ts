@@ -9,14 +9,7 @@
 import type { Clock } from "../base/clock.ts";
 import { describe, isKind } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
-import type {
-  ByteRange,
-  ListOptions,
-  ListPage,
-  ObjectStore,
-  PutOutcome,
-  RequestOptions,
-} from "./object-store.ts";
+import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
 
 const PAUSE_MS = 5000;
 
@@ -67,7 +60,12 @@ export class PatientStore implements ObjectStore {
     await this.#store.close();
   }
 
-  async #persist<T>(operation: string, key: string, options: RequestOptions | undefined, request: () => Promise<T>): Promise<T> {
+  async #persist<T>(
+    operation: string,
+    key: string,
+    options: RequestOptions | undefined,
+    request: () => Promise<T>,
+  ): Promise<T> {
     for (;;) {
       try {
         return await request();

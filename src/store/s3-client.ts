@@ -8,7 +8,7 @@ import { readFileSync } from "node:fs";
 import { Agent as HttpAgent } from "node:http";
 import { Agent as HttpsAgent } from "node:https";
 import type { LookupFunction } from "node:net";
-import { getCACertificates } from "node:tls";
+import { createSecureContext, getCACertificates, type SecureContext } from "node:tls";
 import { S3Client } from "@aws-sdk/client-s3";
 import { NodeHttpHandler } from "@smithy/node-http-handler";
 import { asOperationError } from "../base/errors.ts";
@@ -106,16 +106,18 @@ function makeHandler(options: S3ClientOptions): NodeHttpHandler {
     timeout: IDLE_CONNECTION_MS,
     ...(options.address === undefined ? {} : { lookup: pinnedLookup(options.address) }),
   };
-  const tls =
-    options.trustedCertificates === undefined
-      ? {}
-      : { ca: [...getCACertificates("default"), options.trustedCertificates] };
   return new NodeHttpHandler({
     connectionTimeout: options.connectTimeoutMs,
     httpAgent: new HttpAgent(agentOptions),
-    httpsAgent: new HttpsAgent({ ...agentOptions, ...tls }),
+    httpsAgent: new HttpsAgent({ ...agentOptions, ...trust(options.trustedCertificates) }),
     socketAcquisitionWarningTimeout: 2 ** 31 - 1,
   });
+}
+
+/** One context for all connections: making it parses every certificate of the system, which takes milliseconds. */
+function trust(certificates: string | undefined): { secureContext?: SecureContext } {
+  if (certificates === undefined) return {};
+  return { secureContext: createSecureContext({ ca: [...getCACertificates("default"), certificates] }) };
 }
 
 function pinnedLookup(pinned: { address: string; family: number }): LookupFunction {

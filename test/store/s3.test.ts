@@ -257,7 +257,7 @@ test("a server that needs longer than the time-out is given more and more time, 
 
 test("an aborted request ends at once with unavailable, and its connection with it", async (t) => {
   const abort = new AbortController();
-  const { store } = await scripted(t, () => void abort.abort());
+  const { store } = await scripted(t, () => abort.abort());
   const error = await failureOf(store.putIfAbsent("a", [body], { signal: abort.signal }));
   assert.equal(error.kind, "unavailable");
   assert.match(error.message, /given up/);

@@ -141,11 +141,11 @@ function creationTests(store: () => ObjectStore): void {
 /** The keys of a listing, page by page, as a caller would go through them. */
 async function allPages(store: ObjectStore, prefix: string, options: ListOptions): Promise<ListPage[]> {
   const pages: ListPage[] = [];
-  for (let after = options.after; ;) {
-    const page = await store.list(prefix, after === undefined ? options : { ...options, after });
+  for (let behind = options.after; ;) {
+    const page = await store.list(prefix, behind === undefined ? options : { ...options, after: behind });
     pages.push(page);
     if (page.next === undefined) return pages;
-    after = page.next;
+    behind = page.next;
   }
 }
 
