@@ -83,14 +83,16 @@ export class Volume implements BlockDevice {
   }
 
   read(offset: number, target: Buffer): MaybePromise<void> {
+    this.#mustLieInside(offset, target.length);
     if (this.#failure !== undefined) throw this.#failure;
     return this.#readPath.read(offset / BLOCK_BYTES, target.length / BLOCK_BYTES, target, 0);
   }
 
   write(offset: number, source: Buffer, fua: boolean): MaybePromise<void> {
+    this.#mustLieInside(offset, source.length);
+    assert(!this.readOnly, "only a writable volume is written");
     const lba = offset / BLOCK_BYTES;
     const blocks = source.length / BLOCK_BYTES;
-    assert(!this.readOnly && Number.isInteger(lba) && Number.isInteger(blocks), "writes are whole blocks of a writable volume");
     if (this.#failure !== undefined) throw this.#failure;
     if (blocks > MAX_RECORD_BLOCKS || !this.#admission.isOpen(blocks)) return this.#writeInTurn(lba, blocks, source, fua);
     this.#append(lba, blocks, source, 0);
@@ -98,9 +100,10 @@ export class Volume implements BlockDevice {
   }
 
   writeZeroes(offset: number, length: number, fua: boolean): MaybePromise<void> {
+    this.#mustLieInside(offset, length);
+    assert(!this.readOnly, "only a writable volume is written");
     const lba = offset / BLOCK_BYTES;
     const blocks = length / BLOCK_BYTES;
-    assert(!this.readOnly && Number.isInteger(lba) && Number.isInteger(blocks), "zeroes are whole blocks of a writable volume");
     if (this.#failure !== undefined) throw this.#failure;
     if (this.#isHole(lba, blocks)) return undefined;
     if (!this.#admission.isOpen(0)) return this.#writeInTurn(lba, blocks, undefined, fua);
@@ -204,6 +207,14 @@ export class Volume implements BlockDevice {
     await (removeJournal ? this.#journal.remove() : this.#journal.close());
     this.#parts.map.close();
     this.#parts.released();
+  }
+
+  #mustLieInside(offset: number, length: number): void {
+    assert(
+      offset >= 0 && length > 0 && offset % BLOCK_BYTES === 0 && length % BLOCK_BYTES === 0 && offset + length <= this.sizeBytes,
+      "a request is whole blocks inside the volume",
+    );
+    assert(this.#state !== "closed", "a closed volume takes no request");
   }
 
   #append(lba: number, blocks: number, source: Buffer | undefined, sourceAt: number): void {
