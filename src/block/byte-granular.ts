@@ -21,7 +21,6 @@ interface Change {
 }
 
 export class ByteGranularDevice implements BlockDevice {
-  readonly sizeBytes: number;
   readonly blockSizeBytes = 1;
   readonly readOnly: boolean;
   readonly #inner: BlockDevice;
@@ -33,8 +32,12 @@ export class ByteGranularDevice implements BlockDevice {
   constructor(inner: BlockDevice) {
     this.#inner = inner;
     this.#innerBlockBytes = inner.blockSizeBytes;
-    this.sizeBytes = inner.sizeBytes;
     this.readOnly = inner.readOnly;
+  }
+
+  /** The inner device's, which may grow. */
+  get sizeBytes(): number {
+    return this.#inner.sizeBytes;
   }
 
   read(offset: number, target: Buffer): MaybePromise<void> {

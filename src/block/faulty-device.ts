@@ -27,7 +27,6 @@ export interface BlockRequest {
 export type FaultPlan = (request: BlockRequest) => BlockFault | undefined;
 
 export class FaultyDevice implements BlockDevice {
-  readonly sizeBytes: number;
   readonly blockSizeBytes: number;
   readonly readOnly: boolean;
   readonly #inner: BlockDevice;
@@ -38,9 +37,13 @@ export class FaultyDevice implements BlockDevice {
     this.#inner = inner;
     this.#clock = clock;
     this.#plan = plan;
-    this.sizeBytes = inner.sizeBytes;
     this.blockSizeBytes = inner.blockSizeBytes;
     this.readOnly = inner.readOnly;
+  }
+
+  /** The inner device's, which may grow. */
+  get sizeBytes(): number {
+    return this.#inner.sizeBytes;
   }
 
   read(offset: number, target: Buffer): MaybePromise<void> {

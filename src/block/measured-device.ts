@@ -13,7 +13,6 @@ export interface BlockObserver {
 }
 
 export class MeasuredDevice implements BlockDevice {
-  readonly sizeBytes: number;
   readonly blockSizeBytes: number;
   readonly readOnly: boolean;
   readonly #inner: BlockDevice;
@@ -24,9 +23,13 @@ export class MeasuredDevice implements BlockDevice {
     this.#inner = inner;
     this.#clock = clock;
     this.#observer = observer;
-    this.sizeBytes = inner.sizeBytes;
     this.blockSizeBytes = inner.blockSizeBytes;
     this.readOnly = inner.readOnly;
+  }
+
+  /** The inner device's, which may grow. */
+  get sizeBytes(): number {
+    return this.#inner.sizeBytes;
   }
 
   read(offset: number, target: Buffer): MaybePromise<void> {

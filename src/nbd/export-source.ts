@@ -9,12 +9,12 @@ export interface ExportHandle {
    * for any byte range unless the device's block size is advertised to them, so it is best byte-granular.
    */
   readonly device: BlockDevice;
-  /** Gives the export back when its connection is gone and the device has settled; called once. */
+  /** Gives the export back when its connection is gone and the device has settled; called once, never rejects. */
   release(): void | Promise<void>;
 }
 
 export interface ExportSource {
-  /** Names to show to clients; may leave out what opens all the same. */
+  /** Names to show to clients; may leave out what opens all the same. Failures are OperationErrors. */
   list(): Promise<string[]> | string[];
   /**
    * Opens the export `name` (as the client sent it: any string up to 4096 bytes, "" for the default one; never a path

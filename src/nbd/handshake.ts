@@ -6,7 +6,7 @@
  * undefined: the connection is then ended or destroyed and nothing is held.
  * Memory is bounded by the reader's; how many options a client may send, by OPTION_LIMIT; how long it takes, by the caller.
  */
-import { OperationError, asOperationError, describe } from "../base/errors.ts";
+import { OperationError, describe } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import { nullLog } from "../base/log.ts";
 import type { Connection } from "./connection.ts";
@@ -184,13 +184,28 @@ class Handshake {
       await this.#refuse(header, REPLY_ERROR_INVALID, "a list request has no data");
       return "next";
     }
-    for (const name of await this.#source.list()) {
+    const listed = await this.#names();
+    if (listed instanceof OperationError) {
+      await this.#refuse(header, OPTION_ERROR[listed.kind], listed.message);
+      return "next";
+    }
+    for (const name of listed) {
       const encoded = Buffer.from(name);
       if (encoded.length > EXPORT_NAME_LIMIT_BYTES) continue;
       await this.#reply(header, REPLY_SERVER, encodeListedExport(encoded));
     }
     await this.#reply(header, REPLY_ACK);
     return "next";
+  }
+
+  async #names(): Promise<string[] | OperationError> {
+    try {
+      return await this.#source.list();
+    } catch (error) {
+      if (!(error instanceof OperationError)) throw error;
+      this.#log.warn("exports could not be listed", { error: describe(error) });
+      return error;
+    }
   }
 
   async #info(header: OptionHeader): Promise<Step> {
@@ -238,7 +253,7 @@ class Handshake {
     } catch (error) {
       if (!(error instanceof OperationError)) throw error;
       this.#log.warn("export could not be opened", { export: name, error: describe(error) });
-      return asOperationError(error, "unavailable", "export cannot be opened");
+      return error;
     }
   }
 

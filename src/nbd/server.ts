@@ -1,7 +1,7 @@
 /**
  * The NBD server: listens, negotiates, serves each client by a Transmission. Standalone, without the kernel.
  *
- * Bounds: connections in all, seconds a handshake may take, memory a connection (transmission.ts). A client that breaks
+ * Bounds: connections in all, seconds a handshake may take, memory a connection and in all (transmission.ts, slab-pool.ts). A client that breaks
  * the protocol loses its own connection and nobody else's. A unix socket is for its owner alone (0600, in a 0700
  * directory where the server makes one); TCP has neither encryption nor authentication yet and is refused
  * unless whoever listens says that this is wanted.
@@ -14,6 +14,7 @@ import type { Clock } from "../base/clock.ts";
 import { OperationError, asOperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Connection } from "./connection.ts";
+import { Deadline } from "./deadline.ts";
 import type { ExportSource } from "./export-source.ts";
 import type { HandshakeResult } from "./handshake.ts";
 import { performHandshake } from "./handshake.ts";
@@ -49,9 +50,9 @@ export interface NbdServerOptions {
   log: Log;
   /** Connections at one time, handshakes included; more are closed at once. Default 256. */
   connectionLimit?: number;
-  /** Default 10 s. */
+  /** Time a client has for its part of the handshake; opening its export does not count. Default 10 s. */
   handshakeTimeoutMs?: number;
-  /** See TransmissionOptions. */
+  /** A connection's bound, see TransmissionOptions; all connections of this server together are bounded by SlabPool's. */
   memoryLimitBytes?: number;
 }
 
@@ -165,14 +166,18 @@ export class NbdServer {
 
   async #negotiate(connection: Connection): Promise<HandshakeResult | undefined> {
     this.#handshakes.add(connection);
-    const timer = this.#clock.after(this.#handshakeTimeoutMs, () => {
+    const deadline = new Deadline(this.#clock, this.#handshakeTimeoutMs, () => {
       this.#log.warn("handshake refused", { reason: `not through after ${this.#handshakeTimeoutMs} ms` });
       connection.destroy();
     });
+    const source: ExportSource = {
+      list: () => deadline.exempt(() => this.#source.list()),
+      open: (name) => deadline.exempt(() => this.#source.open(name)),
+    };
     try {
-      return await performHandshake(connection, this.#source, { log: this.#log });
+      return await performHandshake(connection, source, { log: this.#log });
     } finally {
-      timer.cancel();
+      deadline.cancel();
       this.#handshakes.delete(connection);
     }
   }

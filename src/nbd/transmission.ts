@@ -62,7 +62,7 @@ export interface TransmissionOptions {
   memoryLimitBytes?: number;
   /** Requests in the device at which no further one is started. Default 1024. */
   inFlightLimit?: number;
-  /** Free memory shared by the connections of a thread. */
+  /** Memory shared, and bounded together, by the connections of a thread. Default: one of its own. */
   pool?: SlabPool;
 }
 
@@ -102,6 +102,7 @@ export class Transmission {
   readonly #spare: PendingRequest[] = [];
   readonly #resolveClosed: (end: TransmissionEnd) => void;
   readonly #drainWaiters: (() => void)[] = [];
+  readonly #proceedLater = (): void => this.#proceed();
   readonly #flushLater = (): void => this.#flushScheduled();
   #state: State = "serving";
   #end: TransmissionEnd | undefined;
@@ -198,12 +199,13 @@ export class Transmission {
     return this.#state === "serving" || this.#state === "refusing";
   }
 
-  /** True while another request may be started. */
+  /** True while another request may be started; always for the only one of this connection, so that all make progress. */
   #hasRoom(): boolean {
     if (this.#inFlight === 0 && this.#replies.queuedBytes === 0) return true;
     return (
       this.#inFlight < this.#inFlightLimit &&
       this.#account.heldBytes < this.#memoryLimitBytes &&
+      !this.#account.pool.full &&
       this.#replies.queuedBytes < QUEUED_REPLIES_LIMIT_BYTES
     );
   }
@@ -401,6 +403,7 @@ export class Transmission {
   }
 
   #pause(): void {
+    if (this.#account.pool.full) this.#account.pool.whenRoom(this.#proceedLater);
     if (this.#paused) return;
     this.#paused = true;
     this.#connection.pause();
@@ -408,13 +411,14 @@ export class Transmission {
 
   /** Something completed or was sent: goes on where the bounds had stopped it, and settles what waited for it. */
   #proceed(): void {
-    if (this.#paused && this.#reading() && this.#hasRoom()) {
-      this.#paused = false;
-      this.#process();
-      if (!this.#paused && this.#reading()) this.#connection.resume();
-      return;
+    if (!this.#paused || !this.#reading()) return this.#settle();
+    if (!this.#hasRoom()) {
+      if (this.#account.pool.full) this.#account.pool.whenRoom(this.#proceedLater);
+      return this.#settle();
     }
-    this.#settle();
+    this.#paused = false;
+    this.#process();
+    if (!this.#paused && this.#reading()) this.#connection.resume();
   }
 
   /** The ends that wait for requests in flight or replies on their way. */

@@ -147,6 +147,18 @@ describe("refusals", () => {
     assert.ok(result !== undefined && result !== "waiting");
   });
 
+  test("a list that cannot be made answers so, and the client may ask on", async () => {
+    const connection = new MemoryConnection();
+    const failing: ExportSource = {
+      list: () => Promise.reject(new OperationError("unavailable", "the store does not answer")),
+      open: async () => undefined,
+    };
+    const result = performHandshake(connection, failing);
+    connection.feed(Buffer.concat([fixed, option(LIST), option(ABORT)]));
+    assert.equal(await result, undefined);
+    assert.deepEqual(typesOf(connection.sent.subarray(18)), [0x80000004, 1]);
+  });
+
   test("what leaves no step to stay in closes the connection", async () => {
     const cases: Buffer[][] = [
       [clientFlags(4)],

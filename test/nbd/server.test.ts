@@ -15,6 +15,7 @@ import { systemClock } from "../../src/base/system-clock.ts";
 import type { BlockDevice } from "../../src/block/device.ts";
 import { FaultyDevice } from "../../src/block/faulty-device.ts";
 import { MemoryDevice } from "../../src/block/memory-device.ts";
+import { Deadline } from "../../src/nbd/deadline.ts";
 import type { NbdServerOptions } from "../../src/nbd/server.ts";
 import { NbdServer } from "../../src/nbd/server.ts";
 import { clientFlags, infoData, option, replies, request } from "./frames.ts";
@@ -242,6 +243,31 @@ describe("clients", () => {
       { clock },
     );
   });
+});
+
+test("time that the server takes to open an export does not count against the client", async () => {
+  let nowMs = 0;
+  let expire: (() => void) | undefined;
+  let allowedMs = 0;
+  const clock: Clock = {
+    ...systemClock,
+    monotonicMs: () => nowMs,
+    after: (ms, callback) => {
+      expire = callback;
+      allowedMs = ms;
+      return { cancel: () => void (expire = undefined) };
+    },
+  };
+  const deadline = new Deadline(clock, 10_000, () => {});
+  nowMs = 4_000;
+  await deadline.exempt(() => {
+    assert.equal(expire, undefined);
+    nowMs += 60_000;
+  });
+  assert.equal(allowedMs, 6_000);
+  assert.notEqual(expire, undefined);
+  deadline.cancel();
+  assert.equal(expire, undefined);
 });
 
 test("closing answers what runs, releases every export and lets nothing take effect later", async () => {

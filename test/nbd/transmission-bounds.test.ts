@@ -157,3 +157,25 @@ test("a flood of small requests into a device that hangs stops at the bound of r
   assert.equal(replies(connection.sent).length, 5000);
   await transmission.destroy();
 });
+
+test("connections of one pool share its bound, and each goes on when another gives memory back", async () => {
+  const pool = new SlabPool({ limitBytes: 8 * MIB });
+  const gate = Promise.withResolvers<void>();
+  const clients = Array.from({ length: 4 }, () => {
+    const device = new FaultyDevice(new MemoryDevice({ sizeBytes: MIB }), systemClock, () => ({ hold: gate.promise }));
+    const connection = new MemoryConnection();
+    return { connection, transmission: new Transmission(connection, device, { pool }) };
+  });
+  const frame = request({ type: 1, payload: Buffer.alloc(MIB), cookie: 1n });
+  for (let sent = 0; sent < 16; sent += 1) for (const { connection } of clients) connection.feed(frame);
+  await settled();
+  assert.ok(pool.usedBytes < 16 * MIB, `${pool.usedBytes} bytes in use`);
+  for (const { transmission } of clients) assert.ok(transmission.counters().inFlight >= 1);
+  gate.resolve();
+  for (let turn = 0; turn < 10; turn += 1) await settled();
+  for (const { connection, transmission } of clients) {
+    assert.equal(replies(connection.sent).length, 16);
+    await transmission.destroy();
+  }
+  assert.equal(pool.usedBytes, 0);
+});
