@@ -130,7 +130,7 @@ class Model {
     else if (kind < 70) await this.#flush();
     else if (kind < 75) void Promise.resolve(this.volume.flush()).catch(() => undefined);
     else if (kind < 78) await this.#write(true);
-    else if (kind < 80) await this.#clock.sleep(this.#random.below(3000));
+    else if (kind < 85) await this.#clock.sleep(this.#random.below(8) === 0 ? 3000 : this.#random.below(70));
     else await this.#read();
   }
 
