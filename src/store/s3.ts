@@ -4,8 +4,8 @@
  *
  * - Creation is decided by `If-None-Match: *` alone: 412 means "exists", 409 means that nobody has won yet.
  * - Every body is checked against the announced length and, for ranges, against Content-Range: short is an error.
- * - Every request ends: no progress for `requestTimeoutMs` gives it up. That time doubles with every time-out in a
- *   row, up to eight times: a dead connection costs little, and a store that needs a minute an answer is still used.
+ * - Every request ends: no progress for `requestTimeoutMs` gives it up. That time doubles with every time-out of its
+ *   kind in a row, up to eight times: a dead connection costs little, a store that needs a minute is still used.
  * - No message ever holds a secret, a signature or free text of the server; codes and request ids are checked first.
  */
 import {
@@ -79,8 +79,8 @@ export class S3Store implements ObjectStore {
   readonly #endpoints: S3Endpoints<Endpoint>;
   readonly #requestTimeoutMs: number;
   readonly #worked = new Set<Operation>();
-  /** How many times `requestTimeoutMs` the next request may take. */
-  #patience = 1;
+  /** How many times `requestTimeoutMs` the next request of this kind may take: fast gets say nothing about puts. */
+  readonly #patience: Record<Operation, number> = { put: 1, get: 1, list: 1, delete: 1 };
 
   constructor(options: S3StoreOptions, clock: Clock) {
     this.#bucket = options.bucket;
@@ -247,12 +247,12 @@ export class S3Store implements ObjectStore {
     send: (endpoint: Endpoint, watch: TransferWatch) => Promise<T>,
   ): Promise<T> {
     const endpoint = this.#endpoints.pick(this.#clock.monotonicMs());
-    const watch = new TransferWatch(this.#clock, this.#requestTimeoutMs * this.#patience, options.signal);
+    const watch = new TransferWatch(this.#clock, this.#requestTimeoutMs * this.#patience[operation], options.signal);
     try {
       const result = await send(endpoint, watch);
       this.#endpoints.succeeded(endpoint);
       this.#worked.add(operation);
-      if (watch.elapsedMs < this.#requestTimeoutMs) this.#patience = 1;
+      if (watch.elapsedMs < this.#requestTimeoutMs) this.#patience[operation] = 1;
       return result;
     } catch (error) {
       throw this.#failed(error, operation, key, endpoint, watch);
@@ -263,7 +263,7 @@ export class S3Store implements ObjectStore {
 
   #failed(error: unknown, operation: Operation, key: string, endpoint: Endpoint, watch: TransferWatch): unknown {
     const cause = watch.ranOut ? { name: "TimeoutError" } : watch.gaveUp ? { name: "AbortError" } : error;
-    if (watch.ranOut) this.#patience = Math.min(this.#patience * 2, MAX_PATIENCE);
+    if (watch.ranOut) this.#patience[operation] = Math.min(this.#patience[operation] * 2, MAX_PATIENCE);
     const hasWorked = this.#worked.has(operation);
     const failure = s3Error(cause, { operation, bucket: this.#bucket, endpoint: endpoint.name, key, hasWorked });
     const isItsFault =

@@ -13,6 +13,8 @@ export interface ScriptedS3 {
   requests: string[];
   /** Connections opened so far. */
   connections(): number;
+  /** Connections that are open now. */
+  openConnections(): number;
   stop(): Promise<void>;
 }
 
@@ -20,6 +22,7 @@ export interface ScriptedS3 {
 export async function startScriptedS3(answer: Answer, options: { early?: boolean } = {}): Promise<ScriptedS3> {
   const requests: string[] = [];
   let connections = 0;
+  let closed = 0;
   const server = createServer((request, response) => {
     const chunks: Buffer[] = [];
     if (options.early === true) void answer(request, response, Buffer.alloc(0));
@@ -30,13 +33,17 @@ export async function startScriptedS3(answer: Answer, options: { early?: boolean
       if (options.early !== true) void answer(request, response, Buffer.concat(chunks));
     });
   });
-  server.on("connection", () => (connections += 1));
+  server.on("connection", (socket) => {
+    connections += 1;
+    socket.on("close", () => (closed += 1));
+  });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   return {
     endpoint: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
     requests,
     connections: () => connections,
+    openConnections: () => connections - closed,
     async stop() {
       server.closeAllConnections();
       server.close();
