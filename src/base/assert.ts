@@ -9,8 +9,3 @@ export class AssertionError extends Error {
 export function assert(condition: boolean, message: string): asserts condition {
   if (!condition) throw new AssertionError(`bug: ${message}`);
 }
-
-/** For the default of an exhaustive switch. */
-export function unreachable(value: never): never {
-  throw new AssertionError(`bug: unexpected value ${String(value)}`);
-}

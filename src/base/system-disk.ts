@@ -30,7 +30,8 @@ export async function openSystemDisk(path: string): Promise<Disk> {
   const first = await guarded("make the directory", absolute, fs.mkdir(absolute, { recursive: true, mode: 0o700 }));
   if (first !== undefined) {
     // Each directory that was made has a name in its parent that must outlive the machine too.
-    for (let made = absolute; made.length >= first.length; made = dirname(made)) await new SystemDisk(dirname(made)).sync();
+    for (let made = absolute; made.length >= first.length; made = dirname(made))
+      await new SystemDisk(dirname(made)).sync();
   }
   return new SystemDisk(absolute);
 }

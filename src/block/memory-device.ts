@@ -36,7 +36,7 @@ export class MemoryDevice implements BlockDevice {
 
   read(offset: number, target: Buffer): undefined {
     this.#check(offset, target.length);
-    for (let done = 0; done < target.length; ) {
+    for (let done = 0; done < target.length;) {
       const position = offset + done;
       const inside = position % CHUNK_BYTES;
       const length = Math.min(CHUNK_BYTES - inside, target.length - done);
@@ -49,7 +49,7 @@ export class MemoryDevice implements BlockDevice {
 
   write(offset: number, source: Buffer, _fua: boolean): undefined {
     this.#checkChange(offset, source.length);
-    for (let done = 0; done < source.length; ) {
+    for (let done = 0; done < source.length;) {
       const position = offset + done;
       const inside = position % CHUNK_BYTES;
       const length = Math.min(CHUNK_BYTES - inside, source.length - done);
@@ -110,6 +110,9 @@ export class MemoryDevice implements BlockDevice {
   #check(offset: number, length: number): void {
     assert(!this.#closed, "a closed device was used");
     const aligned = offset % this.blockSizeBytes === 0 && length % this.blockSizeBytes === 0;
-    assert(aligned && offset >= 0 && length >= 0 && offset + length <= this.sizeBytes, "a request outside the contract");
+    assert(
+      aligned && offset >= 0 && length >= 0 && offset + length <= this.sizeBytes,
+      "a request outside the contract",
+    );
   }
 }

@@ -77,7 +77,8 @@ export class Admission {
 
   async #wait(blocks: number): Promise<void> {
     const { clock, journal, push } = this.#options;
-    let owedMs = this.pressure() < SLOW_FROM ? 0 : ((blocks + 1) * RAW_FRAME_BYTES * 1000) / this.#allowedBytesPerSecond();
+    let owedMs =
+      this.pressure() < SLOW_FROM ? 0 : ((blocks + 1) * RAW_FRAME_BYTES * 1000) / this.#allowedBytesPerSecond();
     for (;;) {
       if (this.#failure !== undefined) throw this.#failure;
       const pressure = this.pressure();

@@ -172,7 +172,10 @@ export class BlockMap {
   }
 
   /** The directory as a checkpoint stores it; objects that hold no page any more are left out. */
-  directory(makeShards: (count: number) => CheckpointShards): { mapObjects: ObjectReferences; shards: CheckpointShards } {
+  directory(makeShards: (count: number) => CheckpointShards): {
+    mapObjects: ObjectReferences;
+    shards: CheckpointShards;
+  } {
     const used = new Uint32Array(this.#objects.count + 1);
     const mapObjects = new ObjectReferences();
     let count = 0;
@@ -191,7 +194,12 @@ export class BlockMap {
       const row = this.#pageObject[shard];
       if (row === 0) continue;
       this.#pageObject[shard] = used[row];
-      const page = { shard, mapObject: used[row] - 1, offset: this.#pageOffset[shard], length: this.#pageLength[shard] };
+      const page = {
+        shard,
+        mapObject: used[row] - 1,
+        offset: this.#pageOffset[shard],
+        length: this.#pageLength[shard],
+      };
       shards.set(index, page);
       index += 1;
     }

@@ -359,7 +359,7 @@ export class CacheIndex {
     // Behind a busy slot of the small queue there are only newer ones: then the main queue has to give.
     let smallIsBusy = false;
     for (let step = 0; step < MAX_EVICTION_STEPS; step += 1) {
-      const fromSmall = (this.#small.count > this.#smallTarget && !smallIsBusy) || this.#main.count === 0;
+      const fromSmall: boolean = (this.#small.count > this.#smallTarget && !smallIsBusy) || this.#main.count === 0;
       const queue = fromSmall ? this.#small : this.#main;
       if (queue.count === 0) return NO_SLOT;
       const slot = this.#pop(queue);

@@ -102,7 +102,10 @@ export class Checkpointer {
       map.written(dirty, true);
       if (signal.aborted) return;
       if (isKind(error, "fenced")) this.#options.failed(error);
-      log.warn("could not write a checkpoint; it is tried again later", { operation: "checkpoint", error: describe(error) });
+      log.warn("could not write a checkpoint; it is tried again later", {
+        operation: "checkpoint",
+        error: describe(error),
+      });
     }
   }
 

@@ -168,7 +168,11 @@ export class DirtyExtents {
       if (start >= lba && stop <= end) {
         // Whole extents go in one move.
         let last = index + 1;
-        while (last < chunk.count && chunk.start[last] + chunk.blocks[last] <= end && Math.abs(chunk.value[last]) < before) {
+        while (
+          last < chunk.count &&
+          chunk.start[last] + chunk.blocks[last] <= end &&
+          Math.abs(chunk.value[last]) < before
+        ) {
           last += 1;
         }
         this.#count -= last - index;

@@ -19,10 +19,10 @@ import { Checkpointer } from "./checkpointer.ts";
 import { DirtyExtents } from "./dirty-extents.ts";
 import type { VolumeMeta } from "./format/control-records.ts";
 import { RAW_FRAME_BYTES } from "./format/frame.ts";
-import { EXTENT_DATA } from "./format/journal-record.ts";
+import { EXTENT_DATA, type JournalRecord } from "./format/journal-record.ts";
 import { decodeMapPage } from "./format/map-page.ts";
 import { MAX_SEGMENT_BYTES } from "./generation.ts";
-import type { Epoch, VolumeId } from "./identity.ts";
+import type { Epoch, VolumeId, VolumeUid } from "./identity.ts";
 import { Journal } from "./journal.ts";
 import { mapKey, type VolumeRef } from "./keys.ts";
 import { MapShard } from "./map-shard.ts";
@@ -143,36 +143,29 @@ export class Engine {
   }
 
   async #openNew(volumeId: VolumeId, options: EngineOpenOptions): Promise<Volume> {
-    const { clock, random, nodeId } = this.#options;
+    const { clock, random, nodeId, journalSizeBytes, journalFileBytes } = this.#options;
     const { store, publication } = options;
     const log = this.#options.log.child({ volumeId });
     const startedMs = clock.monotonicMs();
-    const meta = await getMeta(store, volumeId);
-    if (meta === undefined || meta.deleted === true) {
-      throw new OperationError("not-found", "no such volume in this store", { context: { volumeId, store: store.location } });
-    }
+    const meta = await mustMeta(store, volumeId);
     const abort = new AbortController();
     const { signal } = abort;
-    const { journalSizeBytes: limitBytes, journalFileBytes } = this.#options;
-    const fileBytes = journalFileBytes === undefined ? {} : { fileBytes: journalFileBytes };
-    const journal = await Journal.open({ disk: options.journalDisk, uid: meta.uid, random, log, limitBytes, ...fileBytes });
+    const files = { disk: options.journalDisk, limitBytes: journalSizeBytes, fileBytes: journalFileBytes };
+    const journal = await Journal.open({ ...files, uid: meta.uid, random, log });
     try {
       const patient = new PatientStore(store, { clock, log });
-      const reader = new SegmentReader({ store: patient, cache: this.#cache, budget: this.#readBudget, clock, log, signal });
-      const map = new BlockMap(meta.sizeBytes, this.#mapBudget, (shard, location) => loadPage(reader, meta, shard, location));
+      const shared = { cache: this.#cache, budget: this.#readBudget, clock, log, signal };
+      const reader = new SegmentReader({ store: patient, ...shared });
+      const map = new BlockMap(meta.sizeBytes, this.#mapBudget, (shard, page) => loadPage(reader, meta, shard, page));
       const replayed: ReplayedWrite[] = [];
-      const environment = { store, clock, random, log, journal, map, nodeId, publication, signal };
+      const confirm = async (): Promise<void> => void (await mustMeta(store, volumeId, meta.uid));
+      const environment = { store, clock, random, log, journal, map, nodeId, publication, signal, confirm };
       const recovered = await recover(environment, meta, options.mode, (record, position) => {
-        let value = position;
-        for (const { lba, blockCount: blocks, kind } of record.extents) {
-          const endPosition = position - record.headBytes + record.lengthBytes;
-          const isData = kind === EXTENT_DATA;
-          replayed.push({ lba, blocks, value: isData ? value : record.headBytes - position, endPosition, sequence: record.sequence });
-          if (isData) value += blocks * RAW_FRAME_BYTES;
-        }
+        replay(record, position, replayed);
       });
       patient.serving();
-      const volume = this.#assemble({ meta, options, store: patient, log, journal, map, reader, recovered, replayed, abort });
+      const parts = { meta, options, store: patient, log, journal, map, reader, recovered, replayed, abort };
+      const volume = this.#assemble(parts);
       log.info("opened the volume", {
         operation: "open",
         epoch: recovered.epoch,
@@ -251,8 +244,33 @@ export class Engine {
   }
 }
 
+/** The volume's metadata; "not-found" where there is none, it is being deleted, or it is not `uid`'s any more. */
+async function mustMeta(store: ObjectStore, volumeId: VolumeId, uid?: VolumeUid): Promise<VolumeMeta> {
+  const meta = await getMeta(store, volumeId);
+  if (meta !== undefined && meta.deleted !== true && (uid === undefined || meta.uid === uid)) return meta;
+  const context = { volumeId, store: store.location };
+  throw new OperationError("not-found", "no such volume in this store", { context });
+}
+
+/** Adds the writes of a journal record to `writes`, as Journal.append would have returned them. */
+function replay(record: JournalRecord, framePosition: number, writes: ReplayedWrite[]): void {
+  const recordPosition = framePosition - record.headBytes;
+  const endPosition = recordPosition + record.lengthBytes;
+  let position = framePosition;
+  for (const { lba, blockCount: blocks, kind } of record.extents) {
+    const value = kind === EXTENT_DATA ? position : -recordPosition;
+    writes.push({ lba, blocks, value, endPosition, sequence: record.sequence });
+    if (kind === EXTENT_DATA) position += blocks * RAW_FRAME_BYTES;
+  }
+}
+
 /** Reads a page by way of the cache; where its checksum does not hold, from S3 once more. */
-async function loadPage(reader: SegmentReader, meta: VolumeMeta, shard: number, location: PageLocation): Promise<MapShard> {
+async function loadPage(
+  reader: SegmentReader,
+  meta: VolumeMeta,
+  shard: number,
+  location: PageLocation,
+): Promise<MapShard> {
   const { epoch, number, offset, length } = location;
   const key = mapKey({ id: meta.id, uid: meta.uid }, epoch as Epoch, number);
   const object: StoredObject = { uid: meta.uid, epoch, sequence: number, kind: "map", key };

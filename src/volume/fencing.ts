@@ -13,6 +13,7 @@ import type { Clock } from "../base/clock.ts";
 import { OperationError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { listAll, type ObjectStore, type RequestOptions } from "../store/object-store.ts";
+import { newestCheckpoint } from "./checkpoint-reader.ts";
 import { decodeEpochClaim, encodeEpochClaim, type EpochClaim } from "./format/control-records.ts";
 import { type DecodedSegmentHead, encodeSegmentHead, SegmentExtents, type SegmentHead } from "./format/segment.ts";
 import type { Epoch, SegmentSeq } from "./identity.ts";
@@ -32,7 +33,8 @@ export async function newestClaim(environment: FencingEnvironment, volume: Volum
   for await (const { key } of listAll(environment.store, epochPrefix(volume), environment.options)) newest = key;
   if (newest === undefined) return undefined;
   const parsed = parseKey(newest);
-  if (parsed?.kind !== "epoch") throw new OperationError("corrupt", "unknown object among the epochs", { context: { key: newest } });
+  if (parsed?.kind !== "epoch")
+    throw new OperationError("corrupt", "unknown object among the epochs", { context: { key: newest } });
   const bytes = await environment.store.get(newest, environment.options);
   if (bytes === undefined) throw new OperationError("busy", "the volume is being deleted: try again later");
   return decodeEpochClaim(bytes, { uid: volume.uid, epoch: parsed.epoch });
@@ -60,14 +62,6 @@ export async function claimEpoch(
   throw new OperationError("busy", "another node is taking the volume over at this moment: try again", {
     context: { volumeId: volume.id, epoch },
   });
-}
-
-/** Where a closed epoch ends. */
-export interface ClosedEpoch {
-  epoch: Epoch;
-  start: DecodedSegmentHead;
-  /** Last log object of the epoch: 0 where only START is there. */
-  lastSequence: SegmentSeq;
 }
 
 /**
@@ -129,7 +123,13 @@ export async function startEpoch(
 ): Promise<void> {
   const header = { uid: volume.uid, epoch, sequence: 0, nonce: environment.random.bytes(16) };
   const timeMs = environment.clock.now();
-  const head = encodeSegmentHead(header, { ...start, type: "start", timeMs, extents: new SegmentExtents(1), dataLength: 0 });
+  const head = encodeSegmentHead(header, {
+    ...start,
+    type: "start",
+    timeMs,
+    extents: new SegmentExtents(1),
+    dataLength: 0,
+  });
   const key = segmentKey(volume.uid, epoch, 0 as SegmentSeq);
   if ((await environment.store.putIfAbsent(key, [head], environment.options)) === "created") return;
   throw new OperationError("fenced", "another node took the volume over before this one had started", {
@@ -138,13 +138,20 @@ export async function startEpoch(
 }
 
 /** Stops whoever owns the volume, for good: for its deletion, once it is marked as deleted. */
-export async function fenceForDeletion(environment: FencingEnvironment, volume: VolumeRef, nodeId: string): Promise<void> {
+export async function fenceForDeletion(
+  environment: FencingEnvironment,
+  volume: VolumeRef,
+  nodeId: string,
+): Promise<void> {
   const previous = await newestClaim(environment, volume);
   const claim = { nodeId, journalId: Buffer.alloc(16), publication: 0 };
   const epoch = await claimEpoch(environment, volume, previous, claim);
   const last = await closeStarts(environment, volume, (epoch - 1) as Epoch | 0);
   if (last === undefined) return;
-  await closeLog(environment, volume, last.epoch, 1 as SegmentSeq, () => undefined);
+  // What a checkpoint covers has no gap: only the log behind it has to be read to find the first one.
+  const checkpoint = await newestCheckpoint(environment.store, volume, last, environment.options ?? {});
+  const covered = checkpoint?.covers.epoch === last.epoch ? checkpoint.covers.sequence : 0;
+  await closeLog(environment, volume, last.epoch, (covered + 1) as SegmentSeq, () => undefined);
 }
 
 async function putFence(

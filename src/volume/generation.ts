@@ -134,7 +134,7 @@ export class SegmentPlan {
     let at = this.headBytes;
     let sinceYield = 0;
     for (let piece = 0; piece < this.#pieceLba.length; piece += 1) {
-      for (let done = 0; done < this.#pieceBlocks[piece]; ) {
+      for (let done = 0; done < this.#pieceBlocks[piece];) {
         const count = Math.min(this.#pieceBlocks[piece] - done, YIELD_FRAMES);
         const position = this.#piecePosition[piece] + done * RAW_FRAME_BYTES;
         journal.readFrames(position, this.#pieceLba[piece] + done, count, target, at);

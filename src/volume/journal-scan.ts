@@ -65,7 +65,8 @@ export function currentFiles(files: readonly JournalFile[]): JournalFile[] {
   for (const entry of files.slice(first)) {
     const { header } = entry;
     if (head === undefined || header === undefined || entry.number !== files[first].number + current.length) break;
-    if (header.uid !== head.uid || !header.journalId.equals(head.journalId) || header.fileBytes !== head.fileBytes) break;
+    if (header.uid !== head.uid || !header.journalId.equals(head.journalId) || header.fileBytes !== head.fileBytes)
+      break;
     current.push(entry);
   }
   return current;
@@ -109,7 +110,10 @@ export async function scanRecords(
       const record = decodeRecordHead(await reader.at(end.offset, 32 + 16 * 1024), end.chain);
       if (record === undefined || record.sequence !== end.sequence + 1 || record.epoch < end.epoch) break;
       if (end.offset + record.lengthBytes > entry.file.sizeBytes()) break;
-      if (record.sequence > options.verifyAbove && !(await framesHold(reader, record, entry.number, end.offset, header, options))) {
+      if (
+        record.sequence > options.verifyAbove &&
+        !(await framesHold(reader, record, entry.number, end.offset, header, options))
+      ) {
         break;
       }
       visit(record, entry.number, end.offset + record.headBytes);

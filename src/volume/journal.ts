@@ -18,7 +18,13 @@ import type { Disk } from "../base/disk.ts";
 import { asOperationError, describe, isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
-import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES, sealRawFrame, FRAME_HEADER_BYTES } from "./format/frame.ts";
+import {
+  isIntactRawFrame,
+  journalFrameSeed,
+  RAW_FRAME_BYTES,
+  sealRawFrame,
+  FRAME_HEADER_BYTES,
+} from "./format/frame.ts";
 import {
   encodeFileHeader,
   encodeRecordHead,
@@ -42,7 +48,7 @@ export interface JournalOptions {
   /** Most bytes of journal files; at least two files' worth. */
   limitBytes: number;
   /** Size of one file; a journal keeps the size that it was begun with. */
-  fileBytes?: number;
+  fileBytes?: number | undefined;
 }
 
 export class Journal {
@@ -139,7 +145,12 @@ export class Journal {
     const all = currentFiles(this.#found);
     assert(this.hasHistory && all.length > 0, "only a journal with history is recovered");
     // Files that hold nothing but what S3 has are not looked at: one of them may be in the middle of being used again.
-    const files = all.slice(Math.max(0, all.findLastIndex((entry) => entry.header!.firstSequence <= durableSequence + 1)));
+    const files = all.slice(
+      Math.max(
+        0,
+        all.findLastIndex((entry) => entry.header!.firstSequence <= durableSequence + 1),
+      ),
+    );
     const scan = { journalSeed: this.#seed, verifyAbove: durableSequence };
     let oldest = 0;
     const end = await scanRecords(files, scan, (record, fileNumber, frameOffset) => {
@@ -237,9 +248,19 @@ export class Journal {
     const recordOffset = this.#offset;
     try {
       const kind = source === undefined ? 1 : EXTENT_DATA;
-      this.#chain = this.#write(entry, length, { sequence: this.#sequence + 1, epoch, lba, blockCount, kind }, source, sourceAt);
+      this.#chain = this.#write(
+        entry,
+        length,
+        { sequence: this.#sequence + 1, epoch, lba, blockCount, kind },
+        source,
+        sourceAt,
+      );
     } catch (error) {
-      this.#failure = asOperationError(error, "unavailable", "the journal's disk fails: move the volume to another node");
+      this.#failure = asOperationError(
+        error,
+        "unavailable",
+        "the journal's disk fails: move the volume to another node",
+      );
       throw this.#failure;
     }
     this.#sequence += 1;
@@ -253,7 +274,7 @@ export class Journal {
   /** Copies `blockCount` blocks whose frames start at `position` into `target`; each is verified ("corrupt"). */
   read(position: number, lba: number, blockCount: number, target: Buffer, targetAt: number): void {
     const batch = this.#scratch.length / RAW_FRAME_BYTES;
-    for (let done = 0; done < blockCount; ) {
+    for (let done = 0; done < blockCount;) {
       const count = Math.min(batch, blockCount - done);
       const at = position + done * RAW_FRAME_BYTES;
       this.readFrames(at, lba + done, count, this.#scratch, 0);
@@ -405,10 +426,13 @@ export class Journal {
       this.#syncedPosition = position;
     } catch (error) {
       this.distrusted = true;
-      this.#log.error("the journal's disk failed a sync: flushes go to S3 from now on; move the volume to another node", {
-        operation: "sync",
-        error: describe(error),
-      });
+      this.#log.error(
+        "the journal's disk failed a sync: flushes go to S3 from now on; move the volume to another node",
+        {
+          operation: "sync",
+          error: describe(error),
+        },
+      );
       throw distrust();
     }
   }
@@ -421,7 +445,12 @@ export class Journal {
       this.#wakeWaiters();
       return;
     }
-    if (this.#spare.length === 0 && (this.#files.size + 1) * this.#fileBytes > this.#limitBytes && !this.#retireCurrent()) return;
+    if (
+      this.#spare.length === 0 &&
+      (this.#files.size + 1) * this.#fileBytes > this.#limitBytes &&
+      !this.#retireCurrent()
+    )
+      return;
     this.#preparing = this.#prepare(number).finally(() => {
       this.#preparing = undefined;
       if (this.#files.has((this.#current?.number ?? 0) + 1)) this.#wakeWaiters();
@@ -447,7 +476,9 @@ export class Journal {
     } catch (error) {
       if (spare !== undefined) this.#spare.unshift(spare);
       else if (this.#retireCurrent()) return await this.#prepare(number);
-      const level = isKind(error, "exhausted") ? "the journal's disk is full: writes wait until S3 has taken older ones" : "cannot make a journal file";
+      const level = isKind(error, "exhausted")
+        ? "the journal's disk is full: writes wait until S3 has taken older ones"
+        : "cannot make a journal file";
       this.#log.warn(level, { operation: "journal", error: describe(error) });
     }
   }
@@ -458,7 +489,8 @@ export class Journal {
    */
   #retireCurrent(): boolean {
     const current = this.#current!;
-    if (this.#roomWaiters.length === 0 || this.#released < this.position || !this.#files.has(current.number)) return false;
+    if (this.#roomWaiters.length === 0 || this.#released < this.position || !this.#files.has(current.number))
+      return false;
     this.#offset = this.#fileBytes;
     this.#released = this.position;
     this.#files.delete(current.number);

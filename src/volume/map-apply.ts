@@ -27,7 +27,8 @@ export async function applyExtents(
   for (let index = 0; index < extents.count; index += 1) {
     if (index % YIELD_EXTENTS === YIELD_EXTENTS - 1) await clock.yield();
     const kind = extents.kind[index];
-    const word0Low = kind === EXTENT_ENCODED ? ENCODED_FLAG | (extents.storedLength[index] / FRAME_ALIGN_BYTES) : RAW_FRAME_UNITS;
+    const word0Low =
+      kind === EXTENT_ENCODED ? ENCODED_FLAG | (extents.storedLength[index] / FRAME_ALIGN_BYTES) : RAW_FRAME_UNITS;
     let lba = extents.lba[index];
     let rest = extents.blockCount[index];
     let word1 = extents.offset[index] / FRAME_ALIGN_BYTES;

@@ -102,7 +102,11 @@ export class MapShard {
     if (this.sources.count >= MAX_SOURCES) this.tidySources();
     const { sources } = this;
     for (let index = sources.count - 1; index >= 0 && index >= sources.count - 4; index -= 1) {
-      if (sources.sequence[index] === sequence && sources.epoch[index] === epoch && sources.lineage[index] === lineage) {
+      if (
+        sources.sequence[index] === sequence &&
+        sources.epoch[index] === epoch &&
+        sources.lineage[index] === lineage
+      ) {
         return index;
       }
     }

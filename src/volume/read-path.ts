@@ -158,13 +158,17 @@ export class ReadPath {
     word1: number,
   ): Promise<void> | undefined {
     if ((word0 & ENCODED_FLAG) !== 0) {
-      throw new OperationError("corrupt", "the block is stored compressed, which this version cannot read: upgrade s3block", {
-        context: { lba },
-      });
+      throw new OperationError(
+        "corrupt",
+        "the block is stored compressed, which this version cannot read: upgrade s3block",
+        {
+          context: { lba },
+        },
+      );
     }
     const segment = this.#segmentOf(shard, (word0 >>> 16) - 1);
     const offset = (word1 & OFFSET_MASK) * FRAME_ALIGN_BYTES;
-    for (let done = 0; done < blocks; ) {
+    for (let done = 0; done < blocks;) {
       const count = blocks - done < BATCH_FRAMES ? blocks - done : BATCH_FRAMES;
       const frames = count === 1 ? this.#oneFrame : this.#scratch.subarray(0, count * RAW_FRAME_BYTES);
       const frameOffset = offset + done * RAW_FRAME_BYTES;
@@ -179,7 +183,14 @@ export class ReadPath {
     return undefined;
   }
 
-  async #fetch(segment: StoredSegment, offset: number, lba: number, blocks: number, target: Buffer, at: number): Promise<void> {
+  async #fetch(
+    segment: StoredSegment,
+    offset: number,
+    lba: number,
+    blocks: number,
+    target: Buffer,
+    at: number,
+  ): Promise<void> {
     const read = this.#reader.read(segment, offset, blocks * RAW_FRAME_BYTES);
     const frames = read instanceof Promise ? await read : read;
     if (copyFrames(frames, segment.seed, lba, blocks, target, at)) return;
@@ -196,9 +207,13 @@ export class ReadPath {
   ): Promise<void> {
     const frames = await this.#reader.refetch(segment, offset, blocks * RAW_FRAME_BYTES);
     if (copyFrames(frames, segment.seed, lba, blocks, target, at)) return;
-    throw new OperationError("corrupt", "a stored block fails its checksum: restore the object, or the volume from a snapshot", {
-      context: { key: segment.key, offset, lba, blocks },
-    });
+    throw new OperationError(
+      "corrupt",
+      "a stored block fails its checksum: restore the object, or the volume from a snapshot",
+      {
+        context: { key: segment.key, offset, lba, blocks },
+      },
+    );
   }
 
   #segmentOf(shard: MapShard, source: number): StoredSegment {

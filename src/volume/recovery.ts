@@ -18,16 +18,17 @@ import type { Clock } from "../base/clock.ts";
 import { OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
-import { listAll, type ObjectStore } from "../store/object-store.ts";
+import type { ObjectStore } from "../store/object-store.ts";
 import type { BlockMap } from "./block-map.ts";
+import { broken, newestCheckpoint } from "./checkpoint-reader.ts";
 import { claimEpoch, closeLog, closeStarts, type FencingEnvironment, newestClaim, startEpoch } from "./fencing.ts";
-import { type DecodedCheckpoint, decodeCheckpoint } from "./format/checkpoint.ts";
+import type { DecodedCheckpoint } from "./format/checkpoint.ts";
 import type { EpochClaim, VolumeMeta } from "./format/control-records.ts";
 import type { JournalRecord } from "./format/journal-record.ts";
 import type { DecodedSegmentHead } from "./format/segment.ts";
 import type { Epoch, SegmentSeq } from "./identity.ts";
 import type { Journal } from "./journal.ts";
-import { checkpointKey, checkpointPrefix, parseKey, type VolumeRef } from "./keys.ts";
+import type { VolumeRef } from "./keys.ts";
 import { LogReader } from "./log-reader.ts";
 import { applyExtents } from "./map-apply.ts";
 
@@ -41,6 +42,8 @@ export interface RecoveryEnvironment {
   nodeId: string;
   publication: number;
   signal: AbortSignal;
+  /** Throws where the volume was deleted meanwhile: asked again once the epoch is claimed, which a deleter fences. */
+  confirm: () => Promise<void>;
 }
 
 export interface Recovered {
@@ -82,6 +85,7 @@ export async function recover(
   }
   const { nodeId, publication } = environment;
   const epoch = await claimEpoch(fencing, volume, previous, { nodeId, journalId: journal.journalId, publication });
+  await environment.confirm();
   const history = await readHistory(environment, fencing, volume, (epoch - 1) as Epoch | 0);
   const own = history.journalId === undefined || history.journalId.equals(journal.journalId);
   let journalEnd = own ? history.journalEnd : 0;
@@ -114,7 +118,11 @@ export async function recover(
 }
 
 /** Whether the newest claim was made by the owner of the local journal: by its record, or by the START it led to. */
-async function isOwnClaim(environment: RecoveryEnvironment, volume: VolumeRef, claim: EpochClaim | undefined): Promise<boolean> {
+async function isOwnClaim(
+  environment: RecoveryEnvironment,
+  volume: VolumeRef,
+  claim: EpochClaim | undefined,
+): Promise<boolean> {
   const { journal, store, signal } = environment;
   if (!journal.hasHistory || claim === undefined) return false;
   if (claim.journalId === journal.journalId.toString("hex")) return true;
@@ -140,7 +148,7 @@ async function readHistory(
   };
   const last = await closeStarts(fencing, volume, newest);
   if (last === undefined) return history;
-  const checkpoint = await newestCheckpoint(environment, volume, last);
+  const checkpoint = await newestCheckpoint(environment.store, volume, last, { signal: environment.signal });
   if (checkpoint !== undefined) {
     map.adopt(checkpoint);
     history.baseCheckpoint = { epoch: checkpoint.epoch, number: checkpoint.number };
@@ -206,29 +214,4 @@ async function readSpan(
     if (head?.type !== "data") throw broken(volume, `a segment of the log is missing sequence=${sequence}`, epoch);
     await apply(head);
   }
-}
-
-/** The newest checkpoint that the last started epoch wrote, or the one it was based on. */
-async function newestCheckpoint(
-  environment: RecoveryEnvironment,
-  volume: VolumeRef,
-  last: { epoch: Epoch; start: DecodedSegmentHead },
-): Promise<DecodedCheckpoint | undefined> {
-  const { store, signal } = environment;
-  let { baseCheckpoint } = last.start;
-  for await (const { key } of listAll(store, checkpointPrefix(volume, last.epoch), { signal })) {
-    const parsed = parseKey(key);
-    if (parsed?.kind === "checkpoint") baseCheckpoint = { epoch: parsed.epoch, number: parsed.number };
-  }
-  if (baseCheckpoint === undefined) return undefined;
-  const { epoch, number } = baseCheckpoint;
-  const bytes = await store.get(checkpointKey(volume, epoch, number), { signal });
-  if (bytes === undefined) throw broken(volume, `a checkpoint that the log names is missing number=${number}`, epoch);
-  return decodeCheckpoint(bytes, { uid: volume.uid, epoch, sequence: number });
-}
-
-function broken(volume: VolumeRef, message: string, epoch: number): OperationError {
-  return new OperationError("corrupt", `${message}: restore the object or use a snapshot`, {
-    context: { volumeId: volume.id, epoch },
-  });
 }

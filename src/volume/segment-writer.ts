@@ -254,7 +254,8 @@ export class SegmentWriter {
     try {
       for (;;) {
         const generation = this.#generations[0];
-        if (generation === undefined || generation.sequence > this.#durableSequence || this.#failure !== undefined) return;
+        if (generation === undefined || generation.sequence > this.#durableSequence || this.#failure !== undefined)
+          return;
         const extents = generation.extents!;
         const { sequence } = generation;
         await applyExtents(map, clock, { epoch, sequence }, extents);

@@ -40,7 +40,8 @@ export class UploadBudget {
 
   release(buffer: Buffer): void {
     this.#usedBytes -= buffer.length;
-    if (buffer.length === this.#largeBytes && this.#pool.length * this.#largeBytes < this.#limitBytes) this.#pool.push(buffer);
+    if (buffer.length === this.#largeBytes && this.#pool.length * this.#largeBytes < this.#limitBytes)
+      this.#pool.push(buffer);
     const waiters = this.#waiters;
     this.#waiters = [];
     for (const retry of waiters) retry();

@@ -94,7 +94,8 @@ export class Volume implements BlockDevice {
     const lba = offset / BLOCK_BYTES;
     const blocks = source.length / BLOCK_BYTES;
     if (this.#failure !== undefined) throw this.#failure;
-    if (blocks > MAX_RECORD_BLOCKS || !this.#admission.isOpen(blocks)) return this.#writeInTurn(lba, blocks, source, fua);
+    if (blocks > MAX_RECORD_BLOCKS || !this.#admission.isOpen(blocks))
+      return this.#writeInTurn(lba, blocks, source, fua);
     this.#append(lba, blocks, source, 0);
     return fua ? this.flush() : undefined;
   }
@@ -211,7 +212,11 @@ export class Volume implements BlockDevice {
 
   #mustLieInside(offset: number, length: number): void {
     assert(
-      offset >= 0 && length > 0 && offset % BLOCK_BYTES === 0 && length % BLOCK_BYTES === 0 && offset + length <= this.sizeBytes,
+      offset >= 0 &&
+        length > 0 &&
+        offset % BLOCK_BYTES === 0 &&
+        length % BLOCK_BYTES === 0 &&
+        offset + length <= this.sizeBytes,
       "a request is whole blocks inside the volume",
     );
     assert(this.#state !== "closed", "a closed volume takes no request");
@@ -224,7 +229,7 @@ export class Volume implements BlockDevice {
   }
 
   async #writeInTurn(lba: number, blocks: number, source: Buffer | undefined, fua: boolean): Promise<void> {
-    for (let done = 0; done < blocks; ) {
+    for (let done = 0; done < blocks;) {
       const from = done;
       const count = source === undefined ? blocks : Math.min(MAX_RECORD_BLOCKS, blocks - from);
       await this.#admission.run(source === undefined ? 0 : count, () => {

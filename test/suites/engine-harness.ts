@@ -95,7 +95,13 @@ export class EngineHarness {
       ...this.#options,
     });
     const journalDisk = await this.disk.directory("journal");
-    this.volume = await this.engine.open(volumeId, { store: this.store, journalDisk, mode, readOnly: false, publication: 0 });
+    this.volume = await this.engine.open(volumeId, {
+      store: this.store,
+      journalDisk,
+      mode,
+      readOnly: false,
+      publication: 0,
+    });
     return this.volume;
   }
 

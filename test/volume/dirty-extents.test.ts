@@ -8,7 +8,7 @@ import { RAW_FRAME_BYTES } from "../../src/volume/format/frame.ts";
 const BLOCKS = 3000;
 
 function checkEqual(extents: DirtyExtents, model: Float64Array): void {
-  for (let lba = 0; lba < BLOCKS; ) {
+  for (let lba = 0; lba < BLOCKS;) {
     extents.locate(lba, BLOCKS - lba);
     assert.ok(extents.foundBlocks > 0);
     for (let index = 0; index < extents.foundBlocks; index += 1) {
@@ -39,7 +39,8 @@ for (const seed of [1, 2, 3, 4]) {
       } else {
         const zero = random.below(3) === 0;
         extents.insert(lba, blocks, zero ? -position : position);
-        for (let index = 0; index < blocks; index += 1) model[lba + index] = zero ? -position : position + index * RAW_FRAME_BYTES;
+        for (let index = 0; index < blocks; index += 1)
+          model[lba + index] = zero ? -position : position + index * RAW_FRAME_BYTES;
       }
       if (step % 500 === 0) checkEqual(extents, model);
     }

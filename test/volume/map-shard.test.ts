@@ -11,7 +11,7 @@ interface Entry {
 }
 
 function check(shard: MapShard, model: (Entry | undefined)[]): void {
-  for (let block = 0; block < SHARD_BLOCKS; ) {
+  for (let block = 0; block < SHARD_BLOCKS;) {
     shard.locate(block, SHARD_BLOCKS - block);
     for (let index = 0; index < shard.foundBlocks; index += 1) {
       const expected = model[block + index];
@@ -54,7 +54,10 @@ for (const { seed, maxBlocks } of [
       const offset = random.below(1000);
       shard.set(block, blocks, (((source + 1) << 16) | (encoded ? ENCODED_FLAG | 40 : RAW_FRAME_UNITS)) >>> 0, offset);
       for (let index = 0; index < blocks; index += 1) {
-        model[block + index] = { source: `7/${sequence}`, offset: offset + index * (encoded ? 2 ** 22 : RAW_FRAME_UNITS) };
+        model[block + index] = {
+          source: `7/${sequence}`,
+          offset: offset + index * (encoded ? 2 ** 22 : RAW_FRAME_UNITS),
+        };
       }
       if (step % 4000 === 3999) {
         check(MapShard.fromPage(0, shard.toPage()), model);

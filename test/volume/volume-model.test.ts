@@ -202,7 +202,8 @@ class Model {
     for (const operation of [torn, ...this.#underWay]) void operation?.catch(() => undefined);
     this.#underWay = [];
     await this.open(kind === "process" ? "resume" : "take");
-    const mustHold = kind === "process" ? this.#acknowledged : kind === "node" && this.#durability === "local" ? 0 : this.#flushed;
+    const mustHold =
+      kind === "process" ? this.#acknowledged : kind === "node" && this.#durability === "local" ? 0 : this.#flushed;
     await this.verify(mustHold);
     if (kind === "node") this.#keep(this.#acknowledged);
   }
@@ -221,7 +222,9 @@ class Model {
       return;
     }
     const differing = image.findIndex((version, lba) => version !== moment[lba]);
-    assert.fail(`no moment of history with ${mustHold} of ${this.#steps.length} steps, first difference at block ${differing}`);
+    assert.fail(
+      `no moment of history with ${mustHold} of ${this.#steps.length} steps, first difference at block ${differing}`,
+    );
   }
 
   /** S3 holds the first `count` steps whatever happens to the node: none of them can be undone any more. */
@@ -308,7 +311,10 @@ function versionsOf(bytes: Buffer): number[] {
     const version = bytes.readDoubleLE(block * BLOCK);
     const fill = bytes[block * BLOCK + 8];
     const rest = bytes.subarray(block * BLOCK + 8, (block + 1) * BLOCK);
-    assert.ok(rest.equals(Buffer.alloc(BLOCK - 8, fill)) && fill === (version & 0xff), `block ${block} is one version whole`);
+    assert.ok(
+      rest.equals(Buffer.alloc(BLOCK - 8, fill)) && fill === (version & 0xff),
+      `block ${block} is one version whole`,
+    );
     return version;
   });
 }

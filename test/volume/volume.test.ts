@@ -43,7 +43,14 @@ blockDeviceSuite("volume on a directory store and a real disk", async () => {
   const store = new DirectoryStore({ root: join(root, "store") });
   const [clock, random, log] = [systemClock, systemRandom, nullLog];
   const catalog = new Catalog({ store, clock, random, log, fenceForDeletion: () => Promise.resolve() });
-  await catalog.create({ id: volumeId, name: "t", sizeBytes: 64 * MIB, blockSizeBytes: 4096, durability: "s3", parameters: {} });
+  await catalog.create({
+    id: volumeId,
+    name: "t",
+    sizeBytes: 64 * MIB,
+    blockSizeBytes: 4096,
+    durability: "s3",
+    parameters: {},
+  });
   const engine = await Engine.start({
     clock,
     random,
@@ -155,7 +162,10 @@ test("more map than memory: written all over the volume, everything is read back
     const target = Buffer.alloc(BLOCK);
     for (const [offset, turn] of written) {
       await volume.read(offset, target);
-      assert.ok(target.every((byte) => byte === turn % 251), `offset=${offset}`);
+      assert.ok(
+        target.every((byte) => byte === turn % 251),
+        `offset=${offset}`,
+      );
     }
   };
   await check();
