@@ -10,7 +10,7 @@
  * collected would let a late writer write over it.
  */
 import type { Clock } from "../base/clock.ts";
-import { OperationError } from "../base/errors.ts";
+import { isKind, OperationError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { listAll, type ObjectStore, type RequestOptions } from "../store/object-store.ts";
 import { newestCheckpoint } from "./checkpoint-reader.ts";
@@ -149,7 +149,13 @@ export async function fenceForDeletion(
   const last = await closeStarts(environment, volume, (epoch - 1) as Epoch | 0);
   if (last === undefined) return;
   // What a checkpoint covers has no gap: only the log behind it has to be read to find the first one.
-  const checkpoint = await newestCheckpoint(environment.store, volume, last, environment.options ?? {});
+  // A deletion that was cut short may have taken the checkpoint away already; it had fenced the owner before.
+  const checkpoint = await newestCheckpoint(environment.store, volume, last, environment.options ?? {}).catch(
+    (error: unknown) => {
+      if (!isKind(error, "corrupt")) throw error;
+      return undefined;
+    },
+  );
   const covered = checkpoint?.covers.epoch === last.epoch ? checkpoint.covers.sequence : 0;
   await closeLog(environment, volume, last.epoch, (covered + 1) as SegmentSeq, () => undefined);
 }
