@@ -102,6 +102,7 @@ export async function readBlock(path: string, offset: number): Promise<Buffer> {
   const args = [`if=${path}`, `skip=${blockIndex(path, offset)}`, "iflag=direct", "count=1"];
   const result = await runProgram("dd", [...args, `bs=${DEVICE_BLOCK_BYTES}`, "status=none"], {
     timeoutMs: blockTimeoutMs,
+    lockPath: path,
   });
   if (result.status !== 0) throw failedProgram("dd", result);
   if (result.stdout.length !== DEVICE_BLOCK_BYTES) {
@@ -117,7 +118,7 @@ export async function writeBlock(path: string, offset: number, block: Buffer): P
   const result = await runProgram(
     "dd",
     [...args, `bs=${DEVICE_BLOCK_BYTES}`, "conv=notrunc,nocreat,fsync", "status=none"],
-    { timeoutMs: blockTimeoutMs, input: block },
+    { timeoutMs: blockTimeoutMs, lockPath: path, input: block },
   );
   if (result.status !== 0) throw failedProgram("dd", result);
 }
@@ -125,8 +126,9 @@ export async function writeBlock(path: string, offset: number, block: Buffer): P
 /** Trims [0, lengthBytes): our devices read as zeroes there afterwards, and so do loop devices. */
 export async function discardDevice(path: string, lengthBytes: number): Promise<void> {
   assertDevicePath(path);
-  const result = await runProgram("blkdiscard", ["--force", "--length", String(lengthBytes), "--", path], {
+  const result = await runProgram("blkdiscard", ["--length", String(lengthBytes), "--", path], {
     timeoutMs: discardTimeoutMs,
+    lockPath: path,
   });
   if (result.status !== 0) throw failedProgram("blkdiscard", result);
 }
@@ -134,7 +136,7 @@ export async function discardDevice(path: string, lengthBytes: number): Promise<
 /** Writes back what the page cache holds of the device and flushes the device. */
 export async function flushDevice(path: string): Promise<void> {
   assertDevicePath(path);
-  const result = await runProgram("blockdev", ["--flushbufs", path], { timeoutMs: blockTimeoutMs });
+  const result = await runProgram("blockdev", ["--flushbufs", path], { timeoutMs: blockTimeoutMs, lockPath: path });
   if (result.status !== 0) throw failedProgram("blockdev", result);
 }
 

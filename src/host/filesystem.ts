@@ -84,7 +84,7 @@ export function fileSystemMountOptions(
 /** What blkid finds on the device: "ext4", "xfs", another filesystem, "table:gpt" …; undefined where it finds nothing. */
 export async function getSignature(device: string): Promise<string | undefined> {
   const args = ["--probe", "--output", "export", "--match-tag", "TYPE", "--match-tag", "PTTYPE", "--", device];
-  const result = await runProgram("blkid", args, { timeoutMs: probeTimeoutMs });
+  const result = await runProgram("blkid", args, { timeoutMs: probeTimeoutMs, lockPath: device });
   if (result.status === 2) return undefined;
   if (result.status === 8) return "ambiguous";
   if (result.status !== 0) throw failedProgram("blkid", result);
@@ -119,6 +119,7 @@ export async function makeFileSystem(options: NewFileSystem): Promise<void> {
       ["-q", "-F", "-t", "ext4", ...layout, ...extended, "--", options.device, `${blocks}`],
       {
         timeoutMs: makeTimeoutMs,
+        lockPath: options.device,
       },
     );
     return;
@@ -127,6 +128,7 @@ export async function makeFileSystem(options: NewFileSystem): Promise<void> {
   const features = ["-m", xfsMetadata, ...(await newerXfsFeaturesOff())];
   await mustRunProgram("mkfs.xfs", ["-q", "-f", "-K", ...size, "-s", "size=4096", ...features, "--", options.device], {
     timeoutMs: makeTimeoutMs,
+    lockPath: options.device,
   });
 }
 
@@ -149,7 +151,7 @@ async function newerXfsFeaturesOff(): Promise<string[]> {
  */
 export async function checkFileSystem(device: string, type: FileSystemType): Promise<void> {
   if (type === "xfs") return;
-  const result = await runProgram("e2fsck", ["-p", "--", device], { timeoutMs: checkTimeoutMs });
+  const result = await runProgram("e2fsck", ["-p", "--", device], { timeoutMs: checkTimeoutMs, lockPath: device });
   // e2fsck(8): 1 = errors corrected, 2 = corrected and a reboot is advised for a mounted root; 4 = errors are left.
   if ((result.status & ~3) === 0) return;
   if ((result.status & 4) !== 0) {

@@ -6,6 +6,9 @@
  * - At the deadline the whole process group is killed. A program that outlives SIGKILL (it hangs in the kernel, in
  *   "D" state) is given up with "busy": the caller is free again. Until it has ended, the same command line answers
  *   "busy" at once, so that retries never pile up hanging processes.
+ * - A program may outlive this process, as an orphan that waits for a silent device. Programs that work on one device
+ *   therefore run under a lock on it (flock(1) and flock(2) on the device's node), which ends with them: what a new
+ *   process starts on the device waits for what a dead one left behind. udev takes the same lock while it probes.
  * - Output is capped; a program that writes more is not disturbed, the rest is dropped.
  */
 import { spawn, type ChildProcess } from "node:child_process";
@@ -15,10 +18,15 @@ import { OperationError } from "../base/errors.ts";
 const directories = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 const killGraceMs = 2000;
 const maxOutputBytes = 64 * 1024;
+const lockTimeoutSeconds = 5;
+/** No program that we run exits with this status. */
+const lockConflictStatus = 75;
 
 export interface RunOptions {
   /** From start to SIGKILL. */
   timeoutMs: number;
+  /** Path of a device: the program has it to itself among programs run this way, "busy" where that takes too long. */
+  lockPath?: string;
   /** Given to the program as its standard input; else it has an empty one. */
   input?: Buffer;
   /** Directories to find the program in, instead of the fixed list: for tests. */
@@ -55,14 +63,14 @@ export function mustFindProgram(program: string, searched: readonly string[] = d
 /**
  * Runs `program` to its end and returns what it said, whatever its exit status.
  * Errors: "unavailable" (program missing or not startable, or killed at its deadline), "busy" (still hangs in the
- * kernel after SIGKILL, now or since an earlier call with the same arguments).
+ * kernel after SIGKILL, now or since an earlier call with the same arguments; or the device is locked).
  */
-export function runProgram(program: string, args: readonly string[], options: RunOptions): Promise<RunResult> {
-  const path = mustFindProgram(program, options.directories);
-  const key = [path, ...args].join("\0");
-  if (stuck.has(key)) return Promise.reject(stuckError(program, "an earlier run of it still hangs in the kernel"));
+export async function runProgram(program: string, args: readonly string[], options: RunOptions): Promise<RunResult> {
+  const [path, ...argv] = commandLine(program, args, options);
+  const key = [path, ...argv].join("\0");
+  if (stuck.has(key)) throw stuckError(program, "an earlier run of it still hangs in the kernel");
   return new Promise((resolve, reject) => {
-    const child = spawn(path, args, {
+    const child = spawn(path, argv, {
       env: { PATH: directories.join(":"), LC_ALL: "C" },
       cwd: "/",
       stdio: ["pipe", "pipe", "pipe"],
@@ -110,12 +118,20 @@ export function runProgram(program: string, args: readonly string[], options: Ru
         );
         return;
       }
+      if (options.lockPath !== undefined && code === lockConflictStatus) {
+        reject(
+          new OperationError("busy", "an earlier command still works on the device: retry", {
+            context: { program, device: options.lockPath },
+          }),
+        );
+        return;
+      }
       resolve({ status: code ?? 128 + signalNumber(signal), stdout: stdout(), stderr: stderr().toString("utf8") });
     });
   });
 }
 
-/** Like runProgram; any exit status but 0 is an error of `kind` with the last line of what the program said. */
+/** Like runProgram; any exit status but 0 is "unavailable" with the end of what the program said. */
 export async function mustRunProgram(
   program: string,
   args: readonly string[],
@@ -137,6 +153,13 @@ export function failedProgram(program: string, result: RunResult): OperationErro
 export function lastWords(result: RunResult): string {
   const text = (result.stderr.trim() || result.stdout.toString("utf8").trim()).replace(/[^\x20-\x7e]+/g, " ");
   return text === "" ? "it said nothing" : text.slice(-400);
+}
+
+function commandLine(program: string, args: readonly string[], options: RunOptions): [string, ...string[]] {
+  const path = mustFindProgram(program, options.directories);
+  if (options.lockPath === undefined) return [path, ...args];
+  const limits = ["--timeout", String(lockTimeoutSeconds), "--conflict-exit-code", String(lockConflictStatus)];
+  return [mustFindProgram("flock"), "--exclusive", "--no-fork", ...limits, options.lockPath, path, ...args];
 }
 
 function stuckError(program: string, reason: string): OperationError {

@@ -3,7 +3,7 @@
  * rest on what an earlier call remembered.
  */
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, openSync, writeSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
@@ -349,6 +349,20 @@ function definitions(): void {
     await call("unstage");
   });
 
+  test("a command that an earlier process left at work on the device is waited for", async () => {
+    await call("stage", { volumeCapability: blockAccess });
+    const device = await devicePath();
+    const orphan = spawn("flock", ["--exclusive", "--no-fork", device, "sh", "-c", "echo ready; read line"], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    await new Promise<void>((resolve) => orphan.stdout.once("data", () => resolve()));
+    assert.equal(await codeOf("stage"), code.ABORTED);
+    const ended = new Promise((resolve) => orphan.once("exit", resolve));
+    orphan.stdin.end("\n");
+    await ended;
+    await call("stage");
+  });
+
   test("a program that hangs in the kernel is given up, refused while it hangs, and usable afterwards", async () => {
     await call("stage");
     execFileSync("fsfreeze", ["--freeze", staging]);
@@ -374,7 +388,6 @@ function definitions(): void {
 
 /** A process with copies of all mounts in a namespace of its own. */
 async function holdMountsElsewhere(): Promise<{ end(): Promise<void> }> {
-  const { spawn } = await import("node:child_process");
   const child = spawn("unshare", ["--mount", "--propagation", "private", "sh", "-c", "echo ready; read line"], {
     stdio: ["pipe", "pipe", "inherit"],
   });

@@ -4,13 +4,13 @@
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, writeFile } from "node:fs/promises";
 import { after, before, test } from "node:test";
 import { status as code } from "@grpc/grpc-js";
 import { listMounts, mountAt } from "../../src/host/mount.ts";
 import { kernelTests } from "../kernel/kernel-tests.ts";
 import { blockCapability, mountCapability } from "./csi-client.ts";
-import { CLUSTER_NODE_ID, ProcessCluster } from "./processes.ts";
+import { CLUSTER_NODE_ID, ProcessCluster, type ProcessName } from "./processes.ts";
 import { runSanity } from "./run-sanity.ts";
 
 let cluster: ProcessCluster;
@@ -115,34 +115,37 @@ function definitions(): void {
   });
   after(() => cluster.close());
 
-  for (const access of ["mount", "block"] as const) {
+  // Sixteen of its tests make a device; the rest was seen with the first variant.
+  for (const { access, focus, least } of [
+    { access: "mount", focus: "", least: 45 },
+    { access: "block", focus: "Node Service", least: 16 },
+  ] as const) {
     test(`csi-sanity passes against the processes, volumes as ${access}`, async () => {
       const { controllerSocket, nodeSocket, kubeletDir: directory } = cluster;
-      const timeoutMs = 240_000;
-      const result = await runSanity({ controllerSocket, nodeSocket, directory, access, parameters: {}, timeoutMs });
+      const run = { controllerSocket, nodeSocket, directory, access, focus, parameters: {}, timeoutMs: 240_000 };
+      const result = await runSanity(run);
       assert.equal(result.failed, 0, result.output);
-      assert.ok(result.passed >= 45, `only ${result.passed} of its tests ran`);
+      assert.ok(result.passed >= least, `only ${result.passed} of its tests ran`);
     });
   }
 
-  test("node and controller killed after every step change nothing, and a deleted volume leaves nothing", async () => {
+  test("node and controller killed after each of their steps change nothing, and a deleted volume leaves nothing", async () => {
     const claim = new Claim("restarted");
     const content = "x".repeat(100_000);
-    const killBoth = async (): Promise<void> => {
-      await cluster.restartProcess("node", "SIGKILL");
-      await cluster.restartProcess("controller", "SIGKILL");
+    const [create, publish, stage, bind] = claim.up();
+    const [unbind, unstage, unpublish] = claim.down();
+    const killed = async (name: ProcessName, ...steps: (() => Promise<void>)[]): Promise<void> => {
+      for (const step of steps) {
+        await insist(step);
+        await cluster.restartProcess(name, "SIGKILL");
+        await insist(step);
+      }
     };
-    for (const step of claim.up()) {
-      await insist(step);
-      await killBoth();
-      await insist(step);
-    }
+    await killed("controller", create, publish);
+    await killed("node", stage, bind);
     await writeFile(`${claim.target}/file`, content);
-    for (const step of claim.down().slice(0, 3)) {
-      await insist(step);
-      await killBoth();
-      await insist(step);
-    }
+    await killed("node", unbind, unstage);
+    await killed("controller", unpublish);
     assert.equal(existsSync(claim.target), false);
     for (const step of claim.up()) await insist(step);
     assert.equal(await readFile(`${claim.target}/file`, "utf8"), content);
@@ -169,14 +172,14 @@ function definitions(): void {
     const [create, publish, stage] = claim.up();
     await create();
     await publish();
-    const interrupted = stage().catch((error: unknown) => error);
+    const interrupted = stage().catch(() => undefined);
     while (
       !(await cluster.logOf("node")).includes(`"volumeId":"${claim.volumeId}","operation":"NodeStageVolume","fsType"`)
     ) {
       await new Promise((resolve) => setTimeout(resolve, 2));
     }
     await Promise.all([cluster.stopProcess("server", "SIGKILL"), cluster.stopProcess("node", "SIGKILL")]);
-    assert.ok((await interrupted) instanceof Error);
+    await interrupted;
     await cluster.startProcess("server");
     await cluster.startProcess("node");
     await insist(stage);
@@ -191,7 +194,10 @@ function definitions(): void {
     await writeFile(claim.target, bytes, { flag: "r+" });
     for (const step of claim.down().slice(0, 2)) await insist(step);
     for (const step of claim.up().slice(2)) await insist(step);
-    assert.deepEqual((await readFile(claim.target)).subarray(0, bytes.length), bytes);
+    const device = await open(claim.target);
+    const { buffer } = await device.read(Buffer.alloc(bytes.length), 0, bytes.length, 0);
+    await device.close();
+    assert.deepEqual(buffer, bytes);
     for (const step of claim.down()) await insist(step);
   });
 }

@@ -14,6 +14,8 @@ export interface SanityRun {
   access: "mount" | "block";
   /** Of the StorageClass. */
   parameters: Readonly<Record<string, string>>;
+  /** Only tests whose name matches this expression. */
+  focus?: string;
   timeoutMs?: number;
 }
 
@@ -39,6 +41,7 @@ export async function runSanity(options: SanityRun): Promise<SanityResult> {
     "csi.testvolumeparameters": parameters,
     "csi.testvolumesize": String(1024 ** 3),
     "ginkgo.seed": "1",
+    "ginkgo.focus": options.focus ?? "",
   };
   const args = [...Object.entries(flags).map(([name, value]) => `-${name}=${value}`), "-ginkgo.no-color"];
   const output = await new Promise<string>((resolve) => {
