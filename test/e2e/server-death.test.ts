@@ -1,0 +1,120 @@
+/**
+ * The data plane dies under load, by SIGKILL at bad moments and by SIGTERM for an upgrade: filesystems on its devices
+ * see no error, wait no longer than the kernel's timer once a server is back, and lose nothing.
+ */
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { after, before, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { listMounts, mountAt } from "../../src/host/mount.ts";
+import { kernelTests } from "../kernel/kernel-tests.ts";
+import { Claim } from "./claim.ts";
+import { Cluster } from "./cluster.ts";
+import { run } from "./content.ts";
+
+const timeoutSeconds = 2;
+/** A request that was sent just before its server died waits for its timer, which counts in steps of up to a second. */
+const timerBoundMs = (timeoutSeconds + 2) * 1000;
+
+interface Direction {
+  total_ios: number;
+  lat_ns: { max: number };
+}
+interface FioJob {
+  error: number;
+  read: Direction;
+  write: Direction;
+  sync: { lat_ns: { max: number } };
+}
+
+/** Writes with fsyncs and reads back what it wrote, past the page cache, for `seconds`. */
+async function load(file: string, seconds: number): Promise<FioJob> {
+  const what = "--name=load --size=24m --rw=randwrite --bs=4k --ioengine=psync --direct=1 --fsync=16 --time_based";
+  const how = "--verify=crc32c --verify_backlog=256 --verify_fatal=1 --verify_state_save=0 --randseed=7";
+  const flags = [
+    `--filename=${file}`,
+    `--runtime=${seconds}`,
+    "--output-format=json",
+    ...what.split(" "),
+    ...how.split(" "),
+  ];
+  const { stdout } = await run("fio", flags);
+  return (JSON.parse(stdout.slice(stdout.indexOf("{"))) as { jobs: FioJob[] }).jobs[0];
+}
+
+function longestMs({ read, write, sync }: FioJob): number {
+  return Math.max(read.lat_ns.max, write.lat_ns.max, sync.lat_ns.max) / 1e6;
+}
+
+async function checksum(path: string): Promise<string> {
+  return createHash("sha256")
+    .update(await readFile(path))
+    .digest("hex");
+}
+
+let cluster: Cluster;
+
+/** Ends the server and starts it again; the milliseconds until all devices are served again. */
+async function replaceServer(signal: NodeJS.Signals, volumeIds: readonly string[]): Promise<number> {
+  const { server } = cluster.nodes[0];
+  const startMs = performance.now();
+  await server.stop(signal);
+  server.launch();
+  for (const id of volumeIds) {
+    await server.logged("the kernel's connection is renewed", (line) => line["volumeId"] === id);
+  }
+  return performance.now() - startMs;
+}
+
+kernelTests({ url: import.meta.url, name: "a data plane that dies under load", timeoutMs: 240_000 }, () => {
+  before(async () => {
+    cluster = await Cluster.start({ serverFlags: [`--nbd-timeout-seconds=${timeoutSeconds}`] });
+  });
+  after(() => cluster.close());
+
+  test("kills and a hand-over under verified loads on ext4 and xfs: no error, no long wait, nothing lost", async () => {
+    const claims = (["ext4", "xfs"] as const).map((use) => new Claim(cluster, { name: `load-${use}`, use }));
+    for (const claim of claims) await claim.bringUp();
+    const ids = claims.map((claim) => claim.volumeId);
+    const [node] = cluster.nodes;
+    const loads = Promise.all(claims.map((claim) => load(`${claim.target}/file`, 25)));
+    const awayMs: number[] = [];
+    for (const signal of ["SIGKILL", "SIGTERM", "SIGKILL"] as const) {
+      await sleep(2000);
+      awayMs.push(await replaceServer(signal, ids));
+    }
+    // Once more, and the new process dies before it has taken up anything.
+    const startMs = performance.now();
+    await node.server.stop("SIGKILL");
+    node.server.launch();
+    await node.server.logged("found an attachment of the process before");
+    await replaceServer("SIGKILL", ids);
+    awayMs.push(performance.now() - startMs);
+
+    const jobs = await loads;
+    for (const [index, job] of jobs.entries()) {
+      const { use = "" } = claims[index].options;
+      const longest = longestMs(job);
+      process.stdout.write(
+        `${use}: ${job.write.total_ios} writes, ${job.read.total_ios} reads, longest ${longest} ms, away ${awayMs.join(" ")} ms\n`,
+      );
+      assert.equal(job.error, 0);
+      assert.ok(
+        longest < Math.max(...awayMs) + timerBoundMs,
+        `${use} waited ${longest} ms, servers were away ${awayMs.join(", ")} ms`,
+      );
+      const mount = mountAt(await listMounts(), claims[index].target);
+      assert.ok(mount?.superOptions.includes("rw"), "the filesystem went on writing");
+    }
+    const { stdout: kernelLog } = await run("dmesg");
+    assert.doesNotMatch(kernelLog, /I\/O error|EXT4-fs error|XFS.*(corruption|shut)/i);
+
+    const sums = await Promise.all(claims.map((claim) => checksum(`${claim.target}/file`)));
+    for (const claim of claims) await claim.bringDown();
+    await node.wipe();
+    for (const claim of claims) await claim.bringUp();
+    assert.deepEqual(await Promise.all(claims.map((claim) => checksum(`${claim.target}/file`))), sums);
+    for (const claim of claims) await claim.remove();
+  });
+});
