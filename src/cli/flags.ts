@@ -81,7 +81,7 @@ export const flags = {
   nodeId: { type: "string", default: "", commands: ["server", "node"], description: "name of this node; default: the host name" },
   driverName: {
     type: "string",
-    default: "s3block.csi.dev",
+    default: "s3block.csi",
     commands: ["controller", "node"],
     description: "name of the CSI driver",
   },
@@ -127,7 +127,7 @@ export const flags = {
   },
   uploadMemory: {
     type: "size",
-    default: "256MiB",
+    default: "128MiB",
     min: 64 * 1024 ** 2,
     commands: ["server"],
     description: "memory for uploads in flight of all open volumes",

@@ -42,7 +42,7 @@ async function list(fields: object = {}): Promise<ListVolumesResponse> {
 test("identity tells name, version, the controller service, and is ready", async () => {
   const { client } = controller;
   const info = await client.call("Identity", "getPluginInfo");
-  assert.equal(info.name, "s3block.csi.dev");
+  assert.equal(info.name, "s3block.csi");
   const { capabilities } = await client.call<{ capabilities: { service: { type: string } }[] }>(
     "Identity",
     "getPluginCapabilities",

@@ -17,7 +17,7 @@ import { RecordingLog } from "./recording-log.ts";
 
 export const NODE_ID = "node-1";
 export const OTHER_NODE_ID = "node-2";
-const identity = { driverName: "s3block.csi.dev", version: "0.0.0-test", clock: systemClock };
+const identity = { driverName: "s3block.csi", version: "0.0.0-test", clock: systemClock };
 
 /** Stores by location, made when they are first asked for. */
 export class MemoryCatalogs {
