@@ -27,7 +27,12 @@ const HANDSHAKE_TIMEOUT_MS = 10_000;
 const CONNECTION_LIMIT = 256;
 
 export type ListenAddress =
-  { path: string } | { host: string; port: number; /** Serve without TLS: anyone who reaches the port owns the data. */ insecure: boolean };
+  | { path: string }
+  | {
+      host: string;
+      port: number;
+      /** Serve without TLS: anyone who reaches the port owns the data. */ insecure: boolean;
+    };
 
 /** A client being served; Transmission is one. */
 export interface ServedClient {
@@ -97,12 +102,18 @@ export class NbdServer {
    */
   async listen(address: ListenAddress): Promise<number> {
     if ("host" in address && !address.insecure) {
-      throw new OperationError("invalid", "tcp needs tls, which is not built in yet: use a unix socket or ask for insecure", {
-        context: { host: address.host, port: address.port },
-      });
+      throw new OperationError(
+        "invalid",
+        "tcp needs tls, which is not built in yet: use a unix socket or ask for insecure",
+        {
+          context: { host: address.host, port: address.port },
+        },
+      );
     }
     if ("path" in address) await prepareSocketPath(address.path);
-    const listener = new Server({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, (socket) => this.#accept(socket));
+    const listener = new Server({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, (socket) =>
+      this.#accept(socket),
+    );
     await bind(listener, address);
     this.#listeners.push(listener);
     if ("path" in address) {

@@ -120,7 +120,9 @@ export function descriptorOf(connection: Connection): number | undefined {
 /** The connection takes the descriptor over and closes it. */
 export function connectionOfFd(fd: number): Connection {
   const connection = new StreamConnection();
-  connection.setStream(new Socket({ fd, readable: true, writable: true, allowHalfOpen: true, onread: into(connection) }));
+  connection.setStream(
+    new Socket({ fd, readable: true, writable: true, allowHalfOpen: true, onread: into(connection) }),
+  );
   return connection;
 }
 

@@ -145,7 +145,8 @@ export class Transmission {
         this.#window.received(length);
         this.#process();
       },
-      ended: () => this.#finish({ reason: "end", detail: this.#window.available > 0 ? "in the midst of a request" : "" }),
+      ended: () =>
+        this.#finish({ reason: "end", detail: this.#window.available > 0 ? "in the midst of a request" : "" }),
       closed: (error) => this.#socketClosed(error),
     });
     const leftover = options.leftover;

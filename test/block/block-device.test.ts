@@ -59,19 +59,24 @@ test("a read-only memory device refuses every change", () => {
 
 test("small writes into one block at the same time are all kept", async () => {
   const device = new ByteGranularDevice(slow(memory()));
-  await Promise.all(Array.from({ length: 64 }, (_, index) => device.write(index * 60, Buffer.alloc(60, index + 1), false)));
+  await Promise.all(
+    Array.from({ length: 64 }, async (_, index) => device.write(index * 60, Buffer.alloc(60, index + 1), false)),
+  );
   const after = Buffer.alloc(4096);
   await device.read(0, after);
   for (let index = 0; index < 64; index += 1) {
-    assert.ok(after.subarray(index * 60, index * 60 + 60).every((byte) => byte === index + 1), `write ${index} is lost`);
+    assert.ok(
+      after.subarray(index * 60, index * 60 + 60).every((byte) => byte === index + 1),
+      `write ${index} is lost`,
+    );
   }
 });
 
 test("a small write and a whole-block write at the same time end as one after the other", async () => {
   for (let seed = 0; seed < 50; seed += 1) {
     const device = new ByteGranularDevice(slow(memory()));
-    const whole = () => device.write(0, Buffer.alloc(8192, 1), false);
-    const small = () => device.write(4000, Buffer.alloc(200, 2), false);
+    const whole = async () => device.write(0, Buffer.alloc(8192, 1), false);
+    const small = async () => device.write(4000, Buffer.alloc(200, 2), false);
     await Promise.all(seed % 2 === 0 ? [whole(), small()] : [small(), whole()]);
     const after = Buffer.alloc(8192);
     await device.read(0, after);
@@ -132,10 +137,16 @@ test("the observer of a measured device hears of every request, its bytes and it
       heard.push(`${operation} ${bytes} ${failed}`);
     },
   });
-  device.write(0, Buffer.alloc(4096), false);
-  device.read(0, Buffer.alloc(8192));
-  device.flush();
+  await device.write(0, Buffer.alloc(4096), false);
+  await device.read(0, Buffer.alloc(8192));
+  await device.flush();
   await assert.rejects(async () => device.trim(0, 4096, false), OperationError);
-  device.writeZeroes(0, 4096, false);
-  assert.deepEqual(heard, ["write 4096 false", "read 8192 false", "flush 0 false", "trim 4096 true", "write-zeroes 4096 false"]);
+  await device.writeZeroes(0, 4096, false);
+  assert.deepEqual(heard, [
+    "write 4096 false",
+    "read 8192 false",
+    "flush 0 false",
+    "trim 4096 true",
+    "write-zeroes 4096 false",
+  ]);
 });

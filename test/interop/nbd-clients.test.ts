@@ -29,7 +29,9 @@ let server: NbdServer;
 /** Half of the requests take a turn or more, so that answers leave in another order than the requests came. */
 function jittery(inner: BlockDevice): BlockDevice {
   const random = new SeededRandom(12);
-  return new FaultyDevice(inner, systemClock, () => (random.below(2) === 0 ? { hold: systemClock.yield() } : undefined));
+  return new FaultyDevice(inner, systemClock, () =>
+    random.below(2) === 0 ? { hold: systemClock.yield() } : undefined,
+  );
 }
 
 before(async () => {
@@ -75,19 +77,27 @@ async function image(name: string): Promise<string> {
 
 describe("libnbd", () => {
   test("nbdinfo sees sizes, flags and block sizes", async () => {
-    const { exports: [info] } = JSON.parse(await run("nbdinfo", "--json", uri("plain"))) as {
+    const {
+      exports: [info],
+    } = JSON.parse(await run("nbdinfo", "--json", uri("plain"))) as {
       exports: [Record<string, unknown>];
     };
     assert.equal(info["export-size"], SIZE_BYTES);
-    for (const flag of ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"]) assert.equal(info[flag], true, flag);
+    for (const flag of ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"])
+      assert.equal(info[flag], true, flag);
     assert.equal(info["is_read_only"], false);
     assert.equal(info["block_size_minimum"], 4096);
     assert.equal(info["block_size_maximum"], 32 * MIB);
   });
 
   test("nbdinfo lists the exports", async () => {
-    const listed = JSON.parse(await run("nbdinfo", "--list", "--json", uri(""))) as { exports: { "export-name": string }[] };
-    assert.deepEqual(listed.exports.map((entry) => entry["export-name"]), [...exports.keys()]);
+    const listed = JSON.parse(await run("nbdinfo", "--list", "--json", uri(""))) as {
+      exports: { "export-name": string }[];
+    };
+    assert.deepEqual(
+      listed.exports.map((entry) => entry["export-name"]),
+      [...exports.keys()],
+    );
   });
 
   test("an export that does not exist is refused", async () => {
@@ -131,9 +141,21 @@ describe("qemu", () => {
 
   test("qemu-io writes odd ranges, zeroes and trims, and reads what it should", async () => {
     const commands = [
-      "write -P 0x11 0 64k", "write -P 0x22 1000 3000", "write -f -P 0x33 70001 5", "write -z 8k 4k", "write -z -u 16k 1234",
-      "discard 32k 8k", "flush", "read -P 0x11 0 1000", "read -P 0x22 1000 3000", "read -P 0x11 4000 4192", "read -P 0 8k 4k",
-      "read -P 0 16k 1234", "read -P 0x11 17618 100", "read -P 0 32k 8k", "read -P 0x33 70001 5",
+      "write -P 0x11 0 64k",
+      "write -P 0x22 1000 3000",
+      "write -f -P 0x33 70001 5",
+      "write -z 8k 4k",
+      "write -z -u 16k 1234",
+      "discard 32k 8k",
+      "flush",
+      "read -P 0x11 0 1000",
+      "read -P 0x22 1000 3000",
+      "read -P 0x11 4000 4192",
+      "read -P 0 8k 4k",
+      "read -P 0 16k 1234",
+      "read -P 0x11 17618 100",
+      "read -P 0 32k 8k",
+      "read -P 0x33 70001 5",
     ];
     const output = await run("qemu-io", "-f", "raw", ...commands.flatMap((command) => ["-c", command]), uri("bytes"));
     assert.doesNotMatch(output, /failed|error/i);
@@ -147,7 +169,14 @@ describe("qemu", () => {
 });
 
 describe("fio", () => {
-  const common = ["--ioengine=nbd", "--size=48m", "--verify=crc32c", "--verify_fatal=1", "--randrepeat=1", "--output-format=terse"];
+  const common = [
+    "--ioengine=nbd",
+    "--size=48m",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--randrepeat=1",
+    "--output-format=terse",
+  ];
 
   test("random writes of mixed sizes verify at depth 32", async () => {
     for (const name of ["plain", "bytes"]) {
@@ -157,12 +186,36 @@ describe("fio", () => {
   });
 
   test("large sequential writes verify, with flushes and trims between", async () => {
-    await run("fio", ...common, "--name=large", "--rw=write", "--bs=1m", "--iodepth=8", "--fsync=4", `--uri=${uri("bytes")}`);
-    await run("fio", "--ioengine=nbd", "--name=trims", "--rw=randtrim", "--bs=64k", "--size=48m", `--uri=${uri("plain")}`);
+    await run(
+      "fio",
+      ...common,
+      "--name=large",
+      "--rw=write",
+      "--bs=1m",
+      "--iodepth=8",
+      "--fsync=4",
+      `--uri=${uri("bytes")}`,
+    );
+    await run(
+      "fio",
+      "--ioengine=nbd",
+      "--name=trims",
+      "--rw=randtrim",
+      "--bs=64k",
+      "--size=48m",
+      `--uri=${uri("plain")}`,
+    );
   });
 
   test("several jobs on connections of their own do not disturb each other", async () => {
-    const parameters = ["--name=jobs", "--numjobs=3", "--offset_increment=16m", "--rw=randrw", "--bs=4k", "--iodepth=16"];
+    const parameters = [
+      "--name=jobs",
+      "--numjobs=3",
+      "--offset_increment=16m",
+      "--rw=randrw",
+      "--bs=4k",
+      "--iodepth=16",
+    ];
     await run("fio", ...common, ...parameters, "--size=12m", `--uri=${uri("plain")}`);
   });
 });

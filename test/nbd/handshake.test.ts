@@ -76,7 +76,11 @@ describe("options", () => {
   });
 
   test("INFO leaves the negotiation open, and a GO after it opens nothing anew", async () => {
-    const { exports, result, answers } = await negotiate([fixed, option(INFO, infoData("beta")), option(GO, infoData("beta"))]);
+    const { exports, result, answers } = await negotiate([
+      fixed,
+      option(INFO, infoData("beta")),
+      option(GO, infoData("beta")),
+    ]);
     assert.deepEqual(typesOf(answers), [3, 3, 1, 3, 3, 1]);
     assert.equal(optionReplies(answers)[0].data.readUInt16BE(10), 0b1_0000_1111);
     assert.ok(result !== undefined && result !== "waiting");
@@ -84,14 +88,21 @@ describe("options", () => {
   });
 
   test("what INFO opened is released when the client asks for another or goes away", async () => {
-    const { exports, result } = await negotiate([fixed, option(INFO, infoData("beta")), option(INFO, infoData("alpha"))], true);
+    const { exports, result } = await negotiate(
+      [fixed, option(INFO, infoData("beta")), option(INFO, infoData("alpha"))],
+      true,
+    );
     assert.equal(result, undefined);
     assert.deepEqual(exports.opened, ["beta", "alpha"]);
     assert.equal(exports.open_, 0);
   });
 
   test("EXPORT_NAME answers size and flags, padded unless NO_ZEROES was agreed on", async () => {
-    for (const [flags, length] of [[0, 134], [1, 134], [3, 10]]) {
+    for (const [flags, length] of [
+      [0, 134],
+      [1, 134],
+      [3, 10],
+    ]) {
       const { result, answers } = await negotiate([clientFlags(flags), option(EXPORT_NAME, Buffer.from("alpha"))]);
       assert.equal(answers.length, length);
       assert.equal(answers.subarray(0, 10).toString("hex"), "0000000000100000016d");
@@ -108,7 +119,10 @@ describe("options", () => {
   });
 
   test("options that are not built are unsupported, their data is skipped, the next option is in step", async () => {
-    const pieces = [fixed, ...[4, 5, 8, 9, 10, 11, 0xffffffff].map((number) => option(number, Buffer.alloc(100_000, 0x49)))];
+    const pieces = [
+      fixed,
+      ...[4, 5, 8, 9, 10, 11, 0xffffffff].map((number) => option(number, Buffer.alloc(100_000, 0x49))),
+    ];
     const { result, answers } = await negotiate([...pieces, option(GO, infoData("alpha"))]);
     assert.deepEqual(typesOf(answers), [...Array.from({ length: 7 }, () => UNSUPPORTED), 3, 3, 1]);
     assert.ok(result !== undefined && result !== "waiting");
@@ -142,7 +156,12 @@ describe("refusals", () => {
     const tooLongName = Buffer.from([0xff, 0xff, 0xff, 0xff, 0, 0]);
     const missingTypes = Buffer.from([0, 0, 0, 0, 0, 9]);
     const pieces = [tooLongName, missingTypes, Buffer.alloc(0), Buffer.alloc(5)].map((data) => option(GO, data));
-    const { result, answers } = await negotiate([fixed, ...pieces, option(LIST, Buffer.alloc(1)), option(GO, infoData("alpha"))]);
+    const { result, answers } = await negotiate([
+      fixed,
+      ...pieces,
+      option(LIST, Buffer.alloc(1)),
+      option(GO, infoData("alpha")),
+    ]);
     assert.deepEqual(typesOf(answers), [INVALID, INVALID, INVALID, INVALID, INVALID, 3, 3, 1]);
     assert.ok(result !== undefined && result !== "waiting");
   });
@@ -190,7 +209,13 @@ describe("refusals", () => {
 });
 
 test("a negotiation split at every byte comes to the same end", async () => {
-  const bytes = Buffer.concat([fixed, option(LIST), option(77, Buffer.alloc(9)), option(GO, infoData("alpha", [3])), Buffer.from("rest")]);
+  const bytes = Buffer.concat([
+    fixed,
+    option(LIST),
+    option(77, Buffer.alloc(9)),
+    option(GO, infoData("alpha", [3])),
+    Buffer.from("rest"),
+  ]);
   const whole = await negotiate([bytes]);
   for (let at = 1; at < bytes.length; at += 1) {
     const split = await negotiate([bytes.subarray(0, at), bytes.subarray(at)]);

@@ -21,7 +21,11 @@ import { infoData, option, request } from "./frames.ts";
 test("what the server sends has the bytes of the document", () => {
   const golden: [string, Buffer, string][] = [
     ["greeting", encodeGreeting(3), "4e42444d41474943 49484156454f5054 0003"],
-    ["option reply", encodeOptionReply(7, 0x80000006, Buffer.from("no")), "0003e889045565a9 00000007 80000006 00000002 6e6f"],
+    [
+      "option reply",
+      encodeOptionReply(7, 0x80000006, Buffer.from("no")),
+      "0003e889045565a9 00000007 80000006 00000002 6e6f",
+    ],
     ["acknowledgement", encodeOptionReply(3, 1, Buffer.alloc(0)), "0003e889045565a9 00000003 00000001 00000000"],
     ["listed export", encodeListedExport(Buffer.from("vol")), "00000003 766f6c"],
     ["info export", encodeInfoExport(2 ** 44, 0x16d), "0000 0000100000000000 016d"],
@@ -51,14 +55,25 @@ test("the flags offered are those the device can honour", () => {
 test("a request decodes to the fields it was made of", () => {
   const u32 = fc.nat(0xffffffff);
   fc.assert(
-    fc.property(u32, fc.nat(65535), fc.nat(65535), fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), fc.maxSafeNat(), u32, (...fields) => {
-      const [magic, flags, type, cookie, offset, length] = fields;
-      const header = new RequestHeader();
-      header.decode(Buffer.concat([Buffer.alloc(3), request({ magic, flags, type, cookie, offset: BigInt(offset), length })]), 3);
-      assert.deepEqual([header.magic, header.flags, header.type, header.lengthBytes], [magic, flags, type, length]);
-      assert.equal((BigInt(header.cookieHigh) << 32n) | BigInt(header.cookieLow), cookie);
-      assert.equal(header.offset, offset);
-    }),
+    fc.property(
+      u32,
+      fc.nat(65535),
+      fc.nat(65535),
+      fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }),
+      fc.maxSafeNat(),
+      u32,
+      (...fields) => {
+        const [magic, flags, type, cookie, offset, length] = fields;
+        const header = new RequestHeader();
+        header.decode(
+          Buffer.concat([Buffer.alloc(3), request({ magic, flags, type, cookie, offset: BigInt(offset), length })]),
+          3,
+        );
+        assert.deepEqual([header.magic, header.flags, header.type, header.lengthBytes], [magic, flags, type, length]);
+        assert.equal((BigInt(header.cookieHigh) << 32n) | BigInt(header.cookieLow), cookie);
+        assert.equal(header.offset, offset);
+      },
+    ),
   );
 });
 

@@ -89,7 +89,11 @@ class Client {
   }
 }
 
-async function withServer(run: (bench: Bench) => Promise<void>, options: Partial<NbdServerOptions> = {}, given?: BlockDevice) {
+async function withServer(
+  run: (bench: Bench) => Promise<void>,
+  options: Partial<NbdServerOptions> = {},
+  given?: BlockDevice,
+) {
   const directory = await mkdtemp(join(tmpdir(), "nbd-"));
   const path = join(directory, "made", "nbd.sock");
   const device = given ?? new MemoryDevice({ sizeBytes: 64 * MIB });
@@ -126,8 +130,15 @@ describe("listening", () => {
 
   test("a socket nobody listens on is replaced, one that is served is not", () =>
     withServer(async ({ path, client }) => {
-      const second = new NbdServer({ source: { list: () => [], open: async () => undefined }, clock: systemClock, log: nullLog });
-      await assert.rejects(second.listen({ path }), (error) => error instanceof OperationError && error.kind === "in-use");
+      const second = new NbdServer({
+        source: { list: () => [], open: async () => undefined },
+        clock: systemClock,
+        log: nullLog,
+      });
+      await assert.rejects(
+        second.listen({ path }),
+        (error) => error instanceof OperationError && error.kind === "in-use",
+      );
       const stale = `${path}-stale`;
       const abandoned = new Server();
       abandoned.listen(stale);
@@ -143,7 +154,8 @@ describe("listening", () => {
   test("tcp is refused without tls, and served where that is wanted", () =>
     withServer(async ({ server }) => {
       const address = { host: "127.0.0.1", port: 0 };
-      const refusal = (error: unknown) => error instanceof OperationError && error.kind === "invalid" && /insecure/.test(error.message);
+      const refusal = (error: unknown) =>
+        error instanceof OperationError && error.kind === "invalid" && /insecure/.test(error.message);
       await assert.rejects(server.listen({ ...address, insecure: false }), refusal);
       const port = await server.listen({ ...address, insecure: true });
       const socket = connect(port, "127.0.0.1");
@@ -152,7 +164,10 @@ describe("listening", () => {
       socket.write(request({ type: 1, payload: Buffer.alloc(MIB, 5), cookie: 1n }));
       socket.write(request({ type: 0, length: MIB, cookie: 2n }));
       const answer = await client.read(32 + MIB);
-      assert.deepEqual(replies(answer, new Map([[2n, MIB]])).map(({ error }) => error), [0, 0]);
+      assert.deepEqual(
+        replies(answer, new Map([[2n, MIB]])).map(({ error }) => error),
+        [0, 0],
+      );
       socket.destroy();
     }));
 });
@@ -176,7 +191,9 @@ describe("clients", () => {
   test("requests sent together with GO are served", () =>
     withServer(async ({ client }) => {
       const early = await client();
-      early.socket.write(Buffer.concat([clientFlags(3), option(7, infoData("disk")), request({ type: 3, cookie: 7n })]));
+      early.socket.write(
+        Buffer.concat([clientFlags(3), option(7, infoData("disk")), request({ type: 3, cookie: 7n })]),
+      );
       await early.read(18 + 32 + 34 + 20);
       assert.deepEqual(replies(await early.read(16)), [{ error: 0, cookie: 7n, payload: Buffer.alloc(0) }]);
     }));

@@ -22,7 +22,13 @@ function script(): { bytes: Buffer; lengths: Map<bigint, number> } {
     request({ type: 0, offset: 512n, length: 1024, cookie: 5n }),
     request({ type: 3, cookie: 6n }),
   ];
-  return { bytes: Buffer.concat(frames), lengths: new Map([[2n, 2048], [5n, 1024]]) };
+  return {
+    bytes: Buffer.concat(frames),
+    lengths: new Map([
+      [2n, 2048],
+      [5n, 1024],
+    ]),
+  };
 }
 
 async function answersTo(pieces: Buffer[], asLeftover = false): Promise<Buffer> {
@@ -39,9 +45,17 @@ async function answersTo(pieces: Buffer[], asLeftover = false): Promise<Buffer> 
 test("requests split at every byte, as leftover of a handshake or not, are answered alike", async () => {
   const { bytes, lengths } = script();
   const whole = await answersTo([bytes]);
-  assert.deepEqual(replies(whole, lengths).map(({ cookie, error }) => [cookie, error]), [
-    [1n, 0], [2n, 0], [3n, 22], [4n, 0], [5n, 0], [6n, 0],
-  ]);
+  assert.deepEqual(
+    replies(whole, lengths).map(({ cookie, error }) => [cookie, error]),
+    [
+      [1n, 0],
+      [2n, 0],
+      [3n, 22],
+      [4n, 0],
+      [5n, 0],
+      [6n, 0],
+    ],
+  );
   for (let at = 1; at < bytes.length; at += 1) {
     const pieces = [bytes.subarray(0, at), bytes.subarray(at)];
     assert.ok((await answersTo(pieces, at % 2 === 0)).equals(whole), `split at ${at}`);
@@ -55,12 +69,16 @@ test("payloads of every size around the receive memory's arrive whole, in pieces
     for (const piece of [1400, 65536, MIB]) {
       const connection = new MemoryConnection();
       const device = new MemoryDevice({ sizeBytes: 16 * MIB });
-      const slow = new FaultyDevice(device, systemClock, () => (random.below(2) === 0 ? { hold: systemClock.yield() } : undefined));
+      const slow = new FaultyDevice(device, systemClock, () =>
+        random.below(2) === 0 ? { hold: systemClock.yield() } : undefined,
+      );
       const transmission = new Transmission(connection, slow);
       const contents = [random.bytes(size), random.bytes(size), random.bytes(4096), random.bytes(size)];
       const offsets = [0, size, 2 * size, 2 * size + 4096];
       const bytes = Buffer.concat(
-        contents.map((payload, index) => request({ type: 1, offset: BigInt(offsets[index]), payload, cookie: BigInt(index) })),
+        contents.map((payload, index) =>
+          request({ type: 1, offset: BigInt(offsets[index]), payload, cookie: BigInt(index) }),
+        ),
       );
       for (let at = 0; at < bytes.length; at += piece) connection.feed(bytes.subarray(at, at + piece));
       await settled();
@@ -129,7 +147,9 @@ test("a client that asks and never reads is held to the bound, and served on whe
 
 test("a flood of writes into a device that hangs stops at the memory bound and goes on afterwards", async () => {
   const gate = Promise.withResolvers<void>();
-  const device = new FaultyDevice(new MemoryDevice({ sizeBytes: 64 * MIB }), systemClock, () => ({ hold: gate.promise }));
+  const device = new FaultyDevice(new MemoryDevice({ sizeBytes: 64 * MIB }), systemClock, () => ({
+    hold: gate.promise,
+  }));
   const connection = new MemoryConnection();
   const transmission = new Transmission(connection, device, { memoryLimitBytes: 8 * MIB });
   const frame = request({ type: 1, payload: Buffer.alloc(MIB), cookie: 1n });
@@ -149,7 +169,9 @@ test("a flood of small requests into a device that hangs stops at the bound of r
   const device = new FaultyDevice(new MemoryDevice({ sizeBytes: MIB }), systemClock, () => ({ hold: gate.promise }));
   const connection = new MemoryConnection();
   const transmission = new Transmission(connection, device, { inFlightLimit: 100 });
-  connection.feed(Buffer.concat(Array.from({ length: 5000 }, (_, index) => request({ type: 3, cookie: BigInt(index) }))));
+  connection.feed(
+    Buffer.concat(Array.from({ length: 5000 }, (_, index) => request({ type: 3, cookie: BigInt(index) }))),
+  );
   await settled();
   assert.equal(transmission.counters().inFlight, 100);
   gate.resolve();

@@ -46,7 +46,9 @@ async function errorsOf(device: BlockDevice, frames: Buffer[], options: Transmis
 describe("requests", () => {
   test("a read is answered, byte for byte, with its cookie and what was written", async () => {
     const { connection, transmission } = serve(memory());
-    connection.feed(request({ type: WRITE, cookie: 0x0102030405060708n, offset: 4096n, payload: Buffer.alloc(4096, 0x5a) }));
+    connection.feed(
+      request({ type: WRITE, cookie: 0x0102030405060708n, offset: 4096n, payload: Buffer.alloc(4096, 0x5a) }),
+    );
     connection.feed(request({ type: READ, cookie: 0xfffffffffffffffen, offset: 4096n, length: 4096 }));
     await settled();
     const expected = `67446698${"00000000"}0102030405060708${"67446698"}00000000fffffffffffffffe${"5a".repeat(4096)}`;
@@ -65,7 +67,9 @@ describe("requests", () => {
       [READ, 0x8000000000000000n, 4096, 22],
       [READ, 9007199254740992n, 4096, 22],
     ];
-    const frames = cases.map(([type, offset, length], index) => request({ type, offset, length, cookie: BigInt(index) }));
+    const frames = cases.map(([type, offset, length], index) =>
+      request({ type, offset, length, cookie: BigInt(index) }),
+    );
     frames.push(request({ type: WRITE, offset: 16n * 1024n * 1024n, payload: Buffer.alloc(4096), cookie: 100n }));
     const answers = await errorsOf(memory(), frames);
     assert.deepEqual(answers, [...cases.map(([, , , error], index) => [BigInt(index), error]), [100n, 28]]);
@@ -82,13 +86,28 @@ describe("requests", () => {
       request({ type: WRITE, offset: 0n, payload: Buffer.alloc(100), cookie: 7n }),
       request({ type: FLUSH, cookie: 8n }),
     ]);
-    assert.deepEqual(answers, [[1n, 22], [2n, 22], [3n, 22], [4n, 22], [5n, 22], [6n, 22], [7n, 22], [8n, 0]]);
+    assert.deepEqual(answers, [
+      [1n, 22],
+      [2n, 22],
+      [3n, 22],
+      [4n, 22],
+      [5n, 22],
+      [6n, 22],
+      [7n, 22],
+      [8n, 0],
+    ]);
   });
 
   test("zero length requests succeed and change nothing", async () => {
     const types = [READ, WRITE, TRIM, WRITE_ZEROES];
-    const answers = await errorsOf(memory(), types.map((type) => request({ type, length: 0, cookie: BigInt(type) })));
-    assert.deepEqual(answers, types.map((type) => [BigInt(type), 0]));
+    const answers = await errorsOf(
+      memory(),
+      types.map((type) => request({ type, length: 0, cookie: BigInt(type) })),
+    );
+    assert.deepEqual(
+      answers,
+      types.map((type) => [BigInt(type), 0]),
+    );
   });
 
   test("trims and zeroes of 4 GiB - 1 reach a byte-granular device whole", async () => {
@@ -103,7 +122,10 @@ describe("requests", () => {
       request({ type: TRIM, offset: 1n, length, cookie: 1n }),
       request({ type: WRITE_ZEROES, flags: 3, offset: 0n, length, cookie: 2n }),
     ]);
-    assert.deepEqual(answers, [[1n, 0], [2n, 0]]);
+    assert.deepEqual(answers, [
+      [1n, 0],
+      [2n, 0],
+    ]);
     assert.deepEqual(seen, [length, length]);
   });
 
@@ -111,7 +133,9 @@ describe("requests", () => {
     const fua: string[] = [];
     const inner = memory();
     const device: BlockDevice = {
-      ...{ sizeBytes: inner.sizeBytes, blockSizeBytes: 4096, readOnly: false },
+      sizeBytes: inner.sizeBytes,
+      blockSizeBytes: 4096,
+      readOnly: false,
       read: (offset, target) => inner.read(offset, target),
       write: (_offset, _source, flag) => void fua.push(`write ${flag}`),
       trim: (_offset, _length, flag) => void fua.push(`trim ${flag}`),
@@ -136,13 +160,25 @@ describe("requests", () => {
       request({ type: WRITE_ZEROES, length: 4096, cookie: 3n }),
       request({ type: FLUSH, cookie: 4n }),
     ]);
-    assert.deepEqual(answers, [[1n, 1], [2n, 1], [3n, 1], [4n, 0]]);
+    assert.deepEqual(answers, [
+      [1n, 1],
+      [2n, 1],
+      [3n, 1],
+      [4n, 0],
+    ]);
   });
 
   test("each kind of device error has its number, thrown or rejected", async () => {
     const kinds = [
-      ["invalid", 22], ["not-found", 5], ["conflict", 5], ["busy", 5], ["in-use", 1],
-      ["exhausted", 28], ["unavailable", 5], ["fenced", 108], ["corrupt", 5],
+      ["invalid", 22],
+      ["not-found", 5],
+      ["conflict", 5],
+      ["busy", 5],
+      ["in-use", 1],
+      ["exhausted", 28],
+      ["unavailable", 5],
+      ["fenced", 108],
+      ["corrupt", 5],
     ] as const;
     for (const [kind, number] of kinds) {
       const rejecting = planned(memory(), () => ({ error: new OperationError(kind, "no") }));
@@ -155,7 +191,11 @@ describe("requests", () => {
           request({ type: WRITE, payload: Buffer.alloc(4096), cookie: 2n }),
           request({ type: FLUSH, cookie: 3n }),
         ]);
-        assert.deepEqual(answers, [[1n, number], [2n, number], [3n, number]]);
+        assert.deepEqual(answers, [
+          [1n, number],
+          [2n, number],
+          [3n, number],
+        ]);
       }
     }
   });
@@ -167,13 +207,23 @@ describe("requests", () => {
     connection.feed(request({ type: WRITE, payload: Buffer.alloc(32 * MIB, 7), cookie: 2n }));
     connection.feed(request({ type: READ, length: 33 * MIB, cookie: 3n }));
     await settled();
-    assert.deepEqual(replies(connection.sent).map(({ cookie, error }) => [cookie, error]), [[1n, 22], [2n, 0], [3n, 22]]);
+    assert.deepEqual(
+      replies(connection.sent).map(({ cookie, error }) => [cookie, error]),
+      [
+        [1n, 22],
+        [2n, 0],
+        [3n, 22],
+      ],
+    );
     assert.ok(transmission.counters().heldBytes < 80 * MIB);
     await transmission.destroy();
   });
 
   test("a payload beyond the hard cap and a wrong magic end the connection with a reason", async () => {
-    const bad = [request({ type: WRITE, length: 0xffffffff, cookie: 1n }), request({ magic: 0x25609514, type: READ, cookie: 1n })];
+    const bad = [
+      request({ type: WRITE, length: 0xffffffff, cookie: 1n }),
+      request({ magic: 0x25609514, type: READ, cookie: 1n }),
+    ];
     for (const frame of bad) {
       const { connection, transmission } = serve(memory());
       connection.feed(frame);
@@ -195,7 +245,8 @@ describe("many in flight", () => {
     );
     const { connection, transmission } = serve(device);
     const lengths = new Map([0n, 1n, 2n].map((cookie) => [cookie, 4096]));
-    for (const cookie of lengths.keys()) connection.feed(request({ type: READ, offset: cookie * 4096n, length: 4096, cookie }));
+    for (const cookie of lengths.keys())
+      connection.feed(request({ type: READ, offset: cookie * 4096n, length: 4096, cookie }));
     connection.feed(request({ type: FLUSH, cookie: 9n }));
     await settled();
     assert.equal(transmission.counters().inFlight, 3);
@@ -203,7 +254,10 @@ describe("many in flight", () => {
       gates[index].resolve();
       await settled();
     }
-    assert.deepEqual(replies(connection.sent, lengths).map(({ cookie }) => cookie), [9n, 2n, 0n, 1n]);
+    assert.deepEqual(
+      replies(connection.sent, lengths).map(({ cookie }) => cookie),
+      [9n, 2n, 0n, 1n],
+    );
     await transmission.destroy();
   });
 
@@ -231,7 +285,11 @@ describe("many in flight", () => {
   test("answers to requests that came together leave together", async () => {
     const { connection, transmission } = serve(memory());
     await settled();
-    connection.feed(Buffer.concat(Array.from({ length: 14 }, (_, index) => request({ type: READ, length: 4096, cookie: BigInt(index) }))));
+    connection.feed(
+      Buffer.concat(
+        Array.from({ length: 14 }, (_, index) => request({ type: READ, length: 4096, cookie: BigInt(index) })),
+      ),
+    );
     await settled();
     assert.equal(connection.writes, 1);
     await transmission.destroy();
@@ -243,10 +301,19 @@ describe("many in flight", () => {
     );
     const { connection, transmission } = serve(device);
     const cookies = [0n, 1n, 2n];
-    connection.feed(Buffer.concat(cookies.map((cookie) => request({ type: READ, offset: cookie * 4096n, length: 4096, cookie }))));
+    connection.feed(
+      Buffer.concat(cookies.map((cookie) => request({ type: READ, offset: cookie * 4096n, length: 4096, cookie }))),
+    );
     await settled();
     const got = replies(connection.sent, new Map(cookies.map((cookie) => [cookie, 4096])));
-    assert.deepEqual(got.map(({ cookie, error }) => [cookie, error]).sort(), [[0n, 0], [1n, 5], [2n, 0]]);
+    assert.deepEqual(
+      new Map(got.map(({ cookie, error }) => [cookie, error])),
+      new Map([
+        [0n, 0],
+        [1n, 5],
+        [2n, 0],
+      ]),
+    );
     await transmission.destroy();
   });
 });
@@ -264,7 +331,10 @@ describe("ends", () => {
       assert.equal(connection.ended, false);
       gate.resolve();
       assert.equal((await transmission.closed).reason, how);
-      assert.deepEqual(replies(connection.sent).map(({ cookie, error }) => [cookie, error]), [[1n, 0]]);
+      assert.deepEqual(
+        replies(connection.sent).map(({ cookie, error }) => [cookie, error]),
+        [[1n, 0]],
+      );
     }
   });
 
@@ -304,7 +374,14 @@ describe("ends", () => {
     await over;
     connection.feed(request({ type: FLUSH, cookie: 3n }));
     await settled();
-    assert.deepEqual(replies(connection.sent).map(({ cookie, error }) => [cookie, error]), [[2n, 108], [1n, 0], [3n, 108]]);
+    assert.deepEqual(
+      replies(connection.sent).map(({ cookie, error }) => [cookie, error]),
+      [
+        [2n, 108],
+        [1n, 0],
+        [3n, 108],
+      ],
+    );
     const after = Buffer.alloc(4096);
     inner.read(0, after);
     assert.equal(after[0], 1);
@@ -318,7 +395,10 @@ describe("ends", () => {
     await transmission.drain();
     connection.feed(request({ type: WRITE, payload: Buffer.alloc(4096), cookie: 2n }));
     await settled();
-    assert.deepEqual(replies(connection.sent).map(({ cookie }) => cookie), [1n]);
+    assert.deepEqual(
+      replies(connection.sent).map(({ cookie }) => cookie),
+      [1n],
+    );
     assert.equal(transmission.counters().requests, 1);
     await transmission.destroy();
   });

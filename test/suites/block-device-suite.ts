@@ -108,11 +108,11 @@ function concurrencyTests(open: Open): void {
       const unit = device.blockSizeBytes;
       const contents = Array.from({ length: 32 }, (_, index) => new SeededRandom(100 + index).bytes(unit));
       await Promise.all([
-        ...contents.map((content, index) => device.write(index * unit, content, index % 3 === 0)),
+        ...contents.map(async (content, index) => device.write(index * unit, content, index % 3 === 0)),
         device.flush(),
       ]);
       const targets = contents.map(() => Buffer.alloc(unit));
-      await Promise.all(targets.map((target, index) => device.read(index * unit, target)));
+      await Promise.all(targets.map(async (target, index) => device.read(index * unit, target)));
       assert.deepEqual(targets, contents);
     }));
 
@@ -120,12 +120,15 @@ function concurrencyTests(open: Open): void {
     withDevice(open, async (device) => {
       const unit = device.blockSizeBytes;
       const values = Array.from({ length: 16 }, (_, index) => index + 1);
-      await Promise.all(values.map((value) => device.write(0, Buffer.alloc(unit * 8, value), false)));
+      await Promise.all(values.map(async (value) => device.write(0, Buffer.alloc(unit * 8, value), false)));
       const after = await readAt(device, 0, unit * 8);
       for (let block = 0; block < 8; block += 1) {
         const bytes = after.subarray(block * unit, (block + 1) * unit);
         assert.ok(values.includes(bytes[0]), "a block holds something nobody wrote");
-        assert.ok(bytes.every((byte) => byte === bytes[0]), "a block is torn");
+        assert.ok(
+          bytes.every((byte) => byte === bytes[0]),
+          "a block is torn",
+        );
       }
     }));
 
@@ -157,7 +160,11 @@ function edgeTests(open: Open): void {
         () => device.writeZeroes(end, unit, false),
         () => device.read(-unit, Buffer.alloc(unit)),
       ];
-      if (unit > 1) calls.push(() => device.read(1, Buffer.alloc(unit)), () => device.write(0, Buffer.alloc(1), false));
+      if (unit > 1)
+        calls.push(
+          () => device.read(1, Buffer.alloc(unit)),
+          () => device.write(0, Buffer.alloc(1), false),
+        );
       for (const call of calls) await assert.rejects(async () => call(), AssertionError);
     }));
 
