@@ -92,7 +92,7 @@ export class ProcessCluster {
       process.execPath,
       [mainPath, name, "--store", `file://${this.path("store")}`, ...specific[name]],
       {
-        env: { PATH: process.env.PATH ?? "" },
+        env: { PATH: process.env.PATH ?? "", NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? "" },
         stdio: ["ignore", log, log],
       },
     );

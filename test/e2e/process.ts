@@ -54,7 +54,7 @@ export class DriverProcess {
   /** Starts the process and does not wait. */
   launch(): void {
     const child = spawn(process.execPath, [mainPath, this.command, ...this.flags], {
-      env: { PATH: process.env["PATH"] ?? "", ...this.#environment },
+      env: { ...inherited(), ...this.#environment },
       stdio: ["ignore", "pipe", "pipe"],
     });
     this.#child = child;
@@ -118,4 +118,9 @@ export class DriverProcess {
     this.#waiters = [];
     for (const resume of waiters) resume();
   }
+}
+
+function inherited(): Record<string, string> {
+  const names = ["PATH", "NODE_COMPILE_CACHE"];
+  return Object.fromEntries(names.map((name) => [name, process.env[name] ?? ""]).filter(([, value]) => value !== ""));
 }
