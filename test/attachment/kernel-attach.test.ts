@@ -132,6 +132,18 @@ kernelTests({ url: import.meta.url, name: "volumes attached to the kernel", time
     await client.detach(volumeId);
   });
 
+  test("a server that is slow, here frozen for seconds, keeps its connection", async () => {
+    const { devicePath } = await attach();
+    const write = run("dd", ["if=/dev/zero", `of=${devicePath}`, "bs=4k", "count=200", "oflag=direct"]);
+    process.kill(server.pid, "SIGSTOP");
+    await systemClock.sleep(5500);
+    process.kill(server.pid, "SIGCONT");
+    await write;
+    const renewed = server.lines.filter((line) => line.operation === "reconnect" && line.volumeId === volumeId);
+    assert.deepEqual(renewed, []);
+    await client.detach(volumeId);
+  });
+
   test("a volume of 512-byte blocks serves a device of 512-byte sectors", async () => {
     const id = "small-blocks";
     assert.equal((await ground.volume("create", id, "64MiB", "--block-size=512")).code, 0);

@@ -1,6 +1,6 @@
 /** The netlink way without a kernel: what it asks, what it makes of refusals and silence, and who closes what. */
 import assert from "node:assert/strict";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, test } from "node:test";
@@ -133,8 +133,17 @@ describe("reconnect", () => {
       () => (++looks < 3 ? 0 : 5000),
     );
     await kernel.reconnect(reconnect);
-    assert.deepEqual(commands, [commandReconfigure, commandReconfigure, commandReconfigure]);
+    // Three times the socket, then its timeout taken away.
+    assert.deepEqual(commands, Array(4).fill(commandReconfigure));
     assert.deepEqual(closed, [11]);
+  });
+
+  test("sets the interval in which the kernel looks after unanswered requests", async () => {
+    putDevice(1, { connected: true, backend: options.backendIdentifier });
+    mkdirSync(join(root, "sys/block/nbd1/queue"));
+    const { kernel } = fake(() => []);
+    await kernel.reconnect(reconnect);
+    assert.equal(readFileSync(join(root, "sys/block/nbd1/queue/io_timeout"), "utf8"), "5000");
   });
 
   test("gives up as busy at its deadline", async () => {

@@ -4,7 +4,7 @@
  * "Connected" means configured: the socket may be dead all the same.
  * Source: Linux drivers/block/nbd.c (attributes pid, backend), Documentation/ABI/stable/sysfs-block.
  */
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { OperationError } from "../../base/errors.ts";
 
@@ -64,6 +64,11 @@ export class NbdSysfs {
       major: Number(numbers[1]),
       minor: Number(numbers[2]),
     };
+  }
+
+  /** How often the kernel looks after each unanswered request of the device; throws where sysfs is read-only. */
+  setRequestTimer(index: number, intervalMs: number): void {
+    writeFileSync(join(this.#sysRoot, `block/nbd${index}/queue/io_timeout`), String(intervalMs));
   }
 
   /**

@@ -33,8 +33,9 @@ export interface ConnectOptions {
   /** Names the owner's volume: 1 to 200 printable ASCII characters. Found again by findByBackend. */
   backendIdentifier: string;
   /**
-   * After this long without an answer the kernel gives the connection up and keeps its requests for the next one;
-   * also how long those wait when a server was killed. At least 1.
+   * How long, at most, requests that a dead connection left unanswered wait before the kernel sends them on the next one
+   * (netlink; where sysfs is read-only 30 s). By netlink a connection is never given up because its server is slow; by
+   * ioctl it is, after this time. At least 1.
    */
   timeoutSeconds: number;
   /** How long new requests wait for a reconnect before they fail: hours, since a file system does not survive it. */

@@ -4,13 +4,17 @@
  * Facts it is built on (Linux drivers/block/nbd.c, 5.14 to 6.18; tried on 6.1):
  * - RECONFIGURE replaces dead connections only and reports success even where it replaced none. What it takes, it gives
  *   the device's timeout as send timeout: that is how a taken socket is told from a refused one.
+ * - A timeout makes the kernel give up a connection that is merely slow; none (0) makes it keep the connection and look
+ *   at each request every 30 s, whether its connection was replaced. That interval is the queue's io_timeout in sysfs.
+ *   So a device is connected with a timeout, then relieved of it, then given a short interval: a slow store never costs
+ *   the connection, and what a killed server left unanswered is sent again soon after the reconnect.
  * - A dead connection is marked so by a kernel thread, a moment after its peer has closed: hence the retries.
  * - DISCONNECT does not look for users, and fails requests that were not answered: hence the look before it.
  * - The kernel takes a reference of a socket: closing our descriptor of it is right after every request.
  */
 import { assert } from "../../base/assert.ts";
 import type { Clock } from "../../base/clock.ts";
-import { type ErrorKind, OperationError } from "../../base/errors.ts";
+import { describe, type ErrorKind, OperationError } from "../../base/errors.ts";
 import type { Log } from "../../base/log.ts";
 import { probeDevice, waitUntil } from "./device-probe.ts";
 import { ensureDeviceNode, type NbdDeviceState, type NbdSysfs } from "./device-state.ts";
@@ -29,6 +33,11 @@ import { NetlinkError } from "./netlink-socket.ts";
 
 const REQUEST_DEADLINE_MS = 10_000;
 const READY_DEADLINE_MS = 10_000;
+/**
+ * The timeout while a connection is made. It stays its send timeout: a server that takes no byte for longer loses the
+ * connection and must make another.
+ */
+const CONNECTING_TIMEOUT_SECONDS = 30;
 const RECONNECT_DEADLINE_MS = 10_000;
 const RETRY_INTERVAL_MS = 20;
 /** udev opens a device for a moment whenever it changes. */
@@ -93,7 +102,7 @@ export class NetlinkNbd implements KernelNbd {
       fds: options.fds,
       sizeBytes: options.sizeBytes,
       blockSizeBytes: options.blockSizeBytes,
-      timeoutSeconds: options.timeoutSeconds,
+      timeoutSeconds: CONNECTING_TIMEOUT_SECONDS,
       deadConnectionTimeoutSeconds: options.deadConnectionTimeoutSeconds,
       flags: transmissionFlags({ readOnly: options.readOnly, connectionCount: options.fds.length }),
       backendIdentifier: options.backendIdentifier,
@@ -125,6 +134,7 @@ export class NetlinkNbd implements KernelNbd {
     const state = this.#mustBeOurs(index, options.backendIdentifier);
     const devicePath = this.#path(index);
     ensureDeviceNode(devicePath, state, libc.makeBlockNode);
+    await this.#bearSlowness(index, options);
     return { index, devicePath };
   }
 
@@ -136,10 +146,10 @@ export class NetlinkNbd implements KernelNbd {
         const endMs = clock.monotonicMs() + (options.deadlineMs ?? RECONNECT_DEADLINE_MS);
         for (let waiting = options.fds; ;) {
           this.#mustBeOurs(index, backendIdentifier);
-          const message = encodeReconfigure({ ...options, fds: waiting });
+          const message = encodeReconfigure({ ...options, fds: waiting, timeoutSeconds: CONNECTING_TIMEOUT_SECONDS });
           await this.#request(message, "reconnect", { index });
           waiting = waiting.filter((fd) => libc.sendTimeoutMs(fd) === 0);
-          if (waiting.length === 0) return;
+          if (waiting.length === 0) return await this.#bearSlowness(index, options);
           if (clock.monotonicMs() >= endMs) {
             throw new OperationError(
               "busy",
@@ -154,6 +164,21 @@ export class NetlinkNbd implements KernelNbd {
       });
     } finally {
       this.#close(options.fds);
+    }
+  }
+
+  /** Slow answers cost no connection from now on, and requests of a dead one wait `timeoutSeconds` for the next. */
+  async #bearSlowness(
+    index: number,
+    { backendIdentifier, timeoutSeconds }: Pick<ConnectOptions, "backendIdentifier" | "timeoutSeconds">,
+  ): Promise<void> {
+    const message = encodeReconfigure({ index, backendIdentifier, timeoutSeconds: 0 });
+    await this.#request(message, "set the timeout of", { index });
+    try {
+      this.#parts.sysfs.setRequestTimer(index, timeoutSeconds * 1000);
+    } catch (error) {
+      const hint = "cannot set a device's timer, is sysfs writable? Requests of a killed server will wait 30 s";
+      this.#parts.log.warn(hint, { index, error: describe(error) });
     }
   }
 
