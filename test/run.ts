@@ -1,7 +1,7 @@
 /**
  * `npm test`: the checks of `npm run check`, then every test/**.test.ts by node:test, ending in one line of totals.
  * Suites that compute run side by side; those that start servers, guests or measure time run one after another, so
- * that they do not take each other's cores. Files under an `in-guest` folder are run by a test that boots the guest.
+ * that they do not take each other's cores.
  * With arguments (paths or folders) it runs those tests alone and no checks.
  */
 import { spawnSync } from "node:child_process";
@@ -28,7 +28,7 @@ function say(line: string): void {
 }
 
 function testFiles(selection: readonly string[]): string[] {
-  const files = globSync("test/**/*.test.ts", { cwd: root }).filter((file) => !file.includes("/in-guest/"));
+  const files = globSync("test/**/*.test.ts", { cwd: root });
   if (selection.length === 0) return files.filter((file) => file !== partOfChecks).toSorted();
   const wanted = selection.map((path) => resolve(path));
   const matches = (file: string, path: string): boolean => file === path || file.startsWith(`${path}/`);
