@@ -53,23 +53,34 @@ export async function openJournalFiles(disk: Disk): Promise<JournalFile[]> {
 }
 
 /**
- * The files that make up the journal now: from the newest one that begins it (or else the oldest one), for as long as
- * numbers are consecutive and journal id, volume and file size are the same.
+ * The files of the journal that the newest intact header belongs to, back to the one that begins it. Numbers may be
+ * missing: a file that was given back and renamed leaves a hole before others that were not renamed yet.
  */
 export function currentFiles(files: readonly JournalFile[]): JournalFile[] {
-  let first = files.findLastIndex((entry) => entry.header?.begins === true);
-  if (first < 0) first = files.findIndex((entry) => entry.header !== undefined);
+  const newest = files.findLast((entry) => entry.header !== undefined)?.header;
+  if (newest === undefined) return [];
+  const own = files.filter(
+    ({ header }) =>
+      header !== undefined &&
+      header.uid === newest.uid &&
+      header.journalId.equals(newest.journalId) &&
+      header.fileBytes === newest.fileBytes,
+  );
+  const beginning = own.findLastIndex((entry) => entry.header!.begins);
+  return own.slice(Math.max(0, beginning));
+}
+
+/**
+ * Of current files, those that hold the records from `sequence` on: the last one that begins at or before it, and what
+ * follows without a hole. Files before it hold nothing that is needed, and one of them may have been in the middle of
+ * being used again. Empty where the records are not there.
+ */
+export function filesFrom(files: readonly JournalFile[], sequence: number): JournalFile[] {
+  const first = files.findLastIndex((entry) => entry.header!.firstSequence <= sequence);
   if (first < 0) return [];
-  const head = files[first].header;
-  const current: JournalFile[] = [];
-  for (const entry of files.slice(first)) {
-    const { header } = entry;
-    if (head === undefined || header === undefined || entry.number !== files[first].number + current.length) break;
-    if (header.uid !== head.uid || !header.journalId.equals(head.journalId) || header.fileBytes !== head.fileBytes)
-      break;
-    current.push(entry);
-  }
-  return current;
+  const run = files.slice(first);
+  const end = run.findIndex((entry, index) => entry.number !== run[0].number + index);
+  return end < 0 ? run : run.slice(0, end);
 }
 
 /** Where appending goes on: just behind the last record that holds. */
@@ -84,7 +95,7 @@ export interface ScanEnd {
 }
 
 /**
- * Reads the records of `files` (from currentFiles) in order and calls `visit` with each, and with the file offset of
+ * Reads the records of `files` (from filesFrom) in order and calls `visit` with each, and with the file offset of
  * its first frame. Frames are verified for records above `verifyAbove` only: lower ones are in S3 already.
  */
 export async function scanRecords(

@@ -35,7 +35,14 @@ import {
   recordHeadBytes,
 } from "./format/journal-record.ts";
 import { BLOCK_BYTES } from "./identity.ts";
-import { currentFiles, type JournalFile, journalFileName, openJournalFiles, scanRecords } from "./journal-scan.ts";
+import {
+  currentFiles,
+  filesFrom,
+  type JournalFile,
+  journalFileName,
+  openJournalFiles,
+  scanRecords,
+} from "./journal-scan.ts";
 
 const PAGE_BYTES = 4096;
 const STAGING_BYTES = 256 * 1024;
@@ -96,7 +103,7 @@ export class Journal {
     this.#random = options.random;
     this.#limitBytes = options.limitBytes;
     this.#found = found;
-    const header = currentFiles(found)[0]?.header;
+    const header = currentFiles(found).at(-1)?.header;
     const usable = header !== undefined && header.uid === options.uid;
     this.#journalId = usable ? header.journalId : options.random.bytes(16);
     this.#fileBytes = usable ? header.fileBytes : (options.fileBytes ?? JOURNAL_FILE_BYTES);
@@ -142,15 +149,22 @@ export class Journal {
    * of what this disk has kept.
    */
   async recover(durableSequence: number, visit: (record: JournalRecord, framePosition: number) => void): Promise<void> {
-    const all = currentFiles(this.#found);
-    assert(this.hasHistory && all.length > 0, "only a journal with history is recovered");
-    // Files that hold nothing but what S3 has are not looked at: one of them may be in the middle of being used again.
-    const files = all.slice(
-      Math.max(
-        0,
-        all.findLastIndex((entry) => entry.header!.firstSequence <= durableSequence + 1),
-      ),
-    );
+    assert(this.hasHistory, "only a journal with history is recovered");
+    const files = filesFrom(currentFiles(this.#found), durableSequence + 1);
+    if (files.length === 0) {
+      // After a loss of power that is as it should be where nothing was flushed to this disk; people may know better.
+      const kept = await this.#rename();
+      this.#log.error(
+        "the local journal lacks what follows the store's last write: it is set aside, nothing is replayed",
+        {
+          operation: "open",
+          durableSequence,
+          files: kept,
+        },
+      );
+      await this.begin(durableSequence + 1);
+      return;
+    }
     const scan = { journalSeed: this.#seed, verifyAbove: durableSequence };
     let oldest = 0;
     const end = await scanRecords(files, scan, (record, fileNumber, frameOffset) => {
@@ -203,16 +217,7 @@ export class Journal {
 
   /** Keeps the files of a journal that must not be replayed for people to look at, and takes a new identity. */
   async setAside(): Promise<string[]> {
-    const kept: string[] = [];
-    for (const name of await this.#disk.list()) if (name.endsWith(".quarantine")) await this.#disk.remove(name);
-    for (const entry of this.#found) {
-      await entry.file.close();
-      const name = `${journalFileName(entry.number)}.quarantine`;
-      await this.#disk.rename(journalFileName(entry.number), name);
-      kept.push(name);
-    }
-    await this.#disk.sync();
-    this.#found = [];
+    const kept = await this.#rename();
     this.#journalId = this.#random.bytes(16);
     this.#seed = crc32(this.#journalId);
     return kept;
@@ -354,6 +359,21 @@ export class Journal {
   async remove(): Promise<void> {
     await this.close();
     for (const name of await this.#disk.list()) if (name.endsWith(".journal")) await this.#disk.remove(name);
+  }
+
+  /** Renames all files that were found, so that no recovery looks at them; those of an earlier time are removed. */
+  async #rename(): Promise<string[]> {
+    const kept: string[] = [];
+    for (const name of await this.#disk.list()) if (name.endsWith(".quarantine")) await this.#disk.remove(name);
+    for (const entry of this.#found) {
+      await entry.file.close();
+      const name = `${journalFileName(entry.number)}.quarantine`;
+      await this.#disk.rename(journalFileName(entry.number), name);
+      kept.push(name);
+    }
+    await this.#disk.sync();
+    this.#found = [];
+    return kept;
   }
 
   /** Writes header and frames through the staging buffer, whole pages at a time; returns the record's checksum. */

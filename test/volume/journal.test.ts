@@ -1,0 +1,293 @@
+/** The journal: what comes back after which kind of end, how syncs are shared, how its files go round. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { OperationError } from "../../src/base/errors.ts";
+import { nullLog } from "../../src/base/log.ts";
+import { MemoryDisk } from "../../src/base/memory-disk.ts";
+import { SeededRandom } from "../../src/base/seeded-random.ts";
+import { EXTENT_DATA } from "../../src/volume/format/journal-record.ts";
+import { Journal } from "../../src/volume/journal.ts";
+
+const BLOCK = 4096;
+const FILE_BYTES = 256 * 1024;
+const uid = "00112233445566778899aabbccddeeff";
+
+let opened = 0;
+
+interface Entry {
+  sequence: number;
+  lba: number;
+  blocks: number;
+  kind: number;
+  position: number;
+}
+
+async function openJournal(disk: MemoryDisk, limitBytes = 4 * FILE_BYTES): Promise<Journal> {
+  opened += 1;
+  return await Journal.open({
+    disk,
+    uid,
+    random: new SeededRandom(opened),
+    log: nullLog,
+    limitBytes,
+    fileBytes: FILE_BYTES,
+  });
+}
+
+async function begun(disk: MemoryDisk, limitBytes?: number): Promise<Journal> {
+  const journal = await openJournal(disk, limitBytes);
+  await journal.begin(1);
+  return journal;
+}
+
+async function recovered(disk: MemoryDisk, durable = 0): Promise<{ journal: Journal; entries: Entry[] }> {
+  const journal = await openJournal(disk);
+  const entries: Entry[] = [];
+  await journal.recover(durable, (record, position) => {
+    const { lba, blockCount: blocks, kind } = record.extents[0];
+    entries.push({ sequence: record.sequence, lba, blocks, kind, position });
+  });
+  return { journal, entries };
+}
+
+async function append(journal: Journal, lba: number, source: Buffer): Promise<number> {
+  while (!journal.hasRoom(source.length / BLOCK)) await journal.waitForRoom();
+  return journal.append(1, lba, source.length / BLOCK, source);
+}
+
+test("records come back in order after the death of the process, and appending goes on", async () => {
+  let disk = new MemoryDisk();
+  let journal = await begun(disk);
+  const random = new SeededRandom(2);
+  const written: { lba: number; source: Buffer }[] = [];
+  for (let turn = 0; turn < 40; turn += 1) {
+    const source = random.bytes(BLOCK * (1 + random.below(6)));
+    await append(journal, turn * 10, source);
+    written.push({ lba: turn * 10, source });
+    if (turn === 20) {
+      journal.append(1, 5, 1_000_000);
+      written.push({ lba: 5, source: Buffer.alloc(0) });
+    }
+  }
+  for (let round = 0; round < 3; round += 1) {
+    disk = disk.reopen();
+    const { journal: next, entries } = await recovered(disk);
+    journal = next;
+    assert.deepEqual(
+      entries.map(({ sequence, lba }) => [sequence, lba]),
+      written.map(({ lba }, index) => [index + 1, lba]),
+    );
+    for (const [index, entry] of entries.entries()) {
+      if (entry.kind !== EXTENT_DATA) continue;
+      const target = Buffer.alloc(entry.blocks * BLOCK);
+      journal.read(entry.position, entry.lba, entry.blocks, target, 0);
+      assert.ok(target.equals(written[index].source));
+    }
+    const source = random.bytes(BLOCK);
+    await append(journal, 7000 + round, source);
+    written.push({ lba: 7000 + round, source });
+  }
+});
+
+test("a tail cut or changed at any byte costs the records from there on, never one before, and invents none", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  const random = new SeededRandom(3);
+  const ends: number[] = [];
+  for (let turn = 0; turn < 6; turn += 1) {
+    await append(journal, turn, random.bytes(BLOCK));
+    ends.push(journal.position - FILE_BYTES);
+  }
+  const file = await disk.open("0000000000000001.journal");
+  const image = Buffer.alloc(FILE_BYTES);
+  file.readSync(image, 0);
+  const from = ends[2];
+  for (let at = from; at < ends[5]; at += at % 4176 < 96 ? 1 : 61) {
+    for (const damage of ["cut", "flip"] as const) {
+      const damaged = Buffer.from(image);
+      if (damage === "cut") damaged.fill(0, at);
+      else damaged[at] ^= 1 << random.below(8);
+      const copy = new MemoryDisk();
+      const target = await copy.open("0000000000000001.journal", { create: true });
+      target.writeSync(damaged, 0);
+      const { entries } = await recovered(copy);
+      const whole = ends.filter((end) => end <= at).length;
+      // Zeroes that are cut off may have been zeroes before: the padding of a record's head, the end of a block.
+      const isUnchanged = damaged.equals(image);
+      assert.equal(
+        entries.length,
+        isUnchanged ? 6 : Math.max(whole, sameUpTo(image, damaged, ends)),
+        `${damage} at ${at}`,
+      );
+    }
+  }
+});
+
+/** How many records end before the first byte that differs. */
+function sameUpTo(image: Buffer, damaged: Buffer, ends: readonly number[]): number {
+  const first = image.findIndex((byte, at) => byte !== damaged[at]);
+  return ends.filter((end) => end <= first).length;
+}
+
+test("what was synced survives a loss of power, by seed", async () => {
+  for (let seed = 1; seed <= 60; seed += 1) {
+    const random = new SeededRandom(seed);
+    const disk = new MemoryDisk();
+    const journal = await begun(disk);
+    let synced = 0;
+    let durable = 0;
+    const ends = [0];
+    const count = 5 + random.below(60);
+    for (let turn = 1; turn <= count; turn += 1) {
+      await append(journal, turn, random.bytes(BLOCK * (1 + random.below(8))));
+      ends.push(journal.position);
+      if (random.below(6) === 0) {
+        await journal.sync();
+        synced = turn;
+      }
+      if (random.below(10) > 0) continue;
+      // The row goes round: the store has taken some more.
+      durable = Math.max(durable, turn - random.below(8));
+      journal.release(ends[durable]);
+    }
+    const { entries } = await recovered(disk.crash(random), durable);
+    const sequences = entries.map(({ sequence }) => sequence);
+    assert.deepEqual(
+      sequences,
+      Array.from({ length: sequences.length }, (_, index) => durable + 1 + index),
+    );
+    assert.ok(
+      (sequences.at(-1) ?? durable) >= synced || synced <= durable,
+      `seed ${seed}: synced ${synced}, back to ${sequences.at(-1)}`,
+    );
+  }
+});
+
+test("syncs that are asked for together are shared, and cover what was appended before they were asked for", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  let syncs = 0;
+  disk.setFault((call) => {
+    if (call.operation === "sync") syncs += 1;
+  });
+  const waits: Promise<void>[] = [];
+  for (let turn = 0; turn < 20; turn += 1) {
+    await append(journal, turn, Buffer.alloc(BLOCK, turn));
+    for (const wait of [journal.sync(), journal.sync()]) if (wait !== undefined) waits.push(wait);
+  }
+  await Promise.all(waits);
+  assert.ok(syncs >= 1 && syncs <= 22, `${syncs} syncs`);
+  assert.equal(journal.sync(), undefined);
+  const { entries } = await recovered(disk.crash(new SeededRandom(9)));
+  assert.equal(entries.length, 20);
+});
+
+test("a sync that starts as another ends never answers before its own data is durable", async () => {
+  for (let seed = 0; seed < 30; seed += 1) {
+    const random = new SeededRandom(seed);
+    const disk = new MemoryDisk();
+    const journal = await begun(disk);
+    let promised = 0;
+    const lanes = Array.from({ length: 4 }, async (_, lane) => {
+      for (let turn = 0; turn < 10; turn += 1) {
+        await append(journal, lane * 100 + turn, Buffer.alloc(BLOCK, lane));
+        const { sequence } = journal;
+        await journal.sync();
+        promised = Math.max(promised, sequence);
+      }
+    });
+    const crashAfter = random.below(200);
+    for (let turn = 0; turn < crashAfter; turn += 1) await Promise.resolve();
+    const mustHold = promised;
+    const after = disk.crash(random);
+    await Promise.allSettled(lanes);
+    const { entries } = await recovered(after);
+    assert.ok(entries.length >= mustHold, `seed ${seed}: ${entries.length} of ${mustHold}`);
+  }
+});
+
+test("a failed sync makes the journal distrusted for ever", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  await append(journal, 1, Buffer.alloc(BLOCK, 1));
+  disk.setFault((call) => {
+    if (call.operation === "sync") throw new OperationError("unavailable", "i/o error");
+  });
+  await assert.rejects(async () => await journal.sync(), { kind: "unavailable" });
+  disk.setFault(undefined);
+  await assert.rejects(async () => await journal.sync(), { kind: "unavailable" });
+  assert.ok(journal.distrusted);
+  const target = Buffer.alloc(BLOCK);
+  const position = await append(journal, 2, Buffer.alloc(BLOCK, 2));
+  journal.read(position, 2, 1, target, 0);
+  assert.equal(target[0], 2, "it still serves what it holds");
+});
+
+test("files go round within the limit, and one file is enough where the disk has no room for two", async () => {
+  for (const capacityBytes of [undefined, FILE_BYTES + 64 * 1024]) {
+    const disk = new MemoryDisk(capacityBytes === undefined ? {} : { capacityBytes });
+    const journal = await begun(disk, 3 * FILE_BYTES);
+    const source = new SeededRandom(4).bytes(BLOCK * 8);
+    for (let turn = 0; turn < 200; turn += 1) {
+      while (!journal.hasRoom(8)) {
+        const room = journal.waitForRoom();
+        journal.release(journal.position);
+        await room;
+      }
+      journal.append(1, turn, 8, source);
+      const names = (await disk.list()).filter((name) => name.endsWith(".journal"));
+      assert.ok(names.length <= 3, names.join(" "));
+    }
+    await journal.close();
+  }
+});
+
+test("rot in the journal is found when it is read", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  const position = await append(journal, 3, new SeededRandom(5).bytes(BLOCK * 3));
+  const file = await disk.open("0000000000000001.journal");
+  const byte = Buffer.alloc(1);
+  const at = position - FILE_BYTES + 4112 + 200;
+  file.readSync(byte, at);
+  byte[0] ^= 8;
+  file.writeSync(byte, at);
+  const target = Buffer.alloc(BLOCK);
+  journal.read(position, 3, 1, target, 0);
+  assert.throws(() => journal.read(position + 4112, 4, 1, target, 0), { kind: "corrupt" });
+});
+
+test("a journal of another volume is not replayed, and one set aside stays for people to see", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  await append(journal, 1, Buffer.alloc(BLOCK, 1));
+  const other = await Journal.open({
+    disk: disk.reopen(),
+    uid: uid.replace("00", "ff"),
+    random: new SeededRandom(1),
+    log: nullLog,
+    limitBytes: 4 * FILE_BYTES,
+  });
+  assert.equal(other.hasHistory, false);
+  const again = disk.reopen();
+  const own = await openJournal(again);
+  assert.ok(own.hasHistory);
+  const { journalId } = own;
+  const kept = await own.setAside();
+  await own.begin(1);
+  assert.ok(!own.journalId.equals(journalId));
+  for (const name of kept) assert.ok((await again.list()).includes(name));
+  assert.deepEqual((await recovered(again.reopen())).entries, []);
+});
+
+test("a journal that lacks what follows the store's last write is set aside, not replayed with a hole", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  for (let turn = 0; turn < 100; turn += 1) await append(journal, turn, Buffer.alloc(BLOCK, turn));
+  const next = disk.reopen();
+  await next.remove("0000000000000001.journal");
+  const { journal: successor, entries } = await recovered(next, 10);
+  assert.deepEqual(entries, []);
+  assert.equal(successor.sequence, 10);
+  assert.ok((await next.list()).includes("0000000000000002.journal.quarantine"));
+});
