@@ -180,7 +180,13 @@ export class VolumeAttachment {
       await records.write({ options: this.options, backend: this.#backend, sizeBytes, blockSizeBytes });
       const { kernelFd, connection } = await this.#serve(volume);
       this.#connection = connection;
-      this.#device = await kernel.connect({ fd: kernelFd, backend: this.#backend, sizeBytes, blockSizeBytes, readOnly });
+      this.#device = await kernel.connect({
+        fd: kernelFd,
+        backend: this.#backend,
+        sizeBytes,
+        blockSizeBytes,
+        readOnly,
+      });
       this.#mustBe("serving");
       this.#phase = "attached";
       this.#watch(connection);
@@ -388,7 +394,10 @@ export class VolumeAttachment {
     } catch (error) {
       const failure = asOperationError(error, "unavailable", "the volume could not be closed");
       if (reopenTable[failure.kind].withoutDevice === "retry") throw failure;
-      this.#log.error("the volume was closed without what it could not upload", { operation: "detach", error: failure });
+      this.#log.error("the volume was closed without what it could not upload", {
+        operation: "detach",
+        error: failure,
+      });
     }
     this.#volume = undefined;
   }

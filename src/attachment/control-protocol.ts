@@ -73,7 +73,8 @@ export function encodeAttach(options: AttachOptions): AttachMessage {
 export function decodeAttach(message: AttachMessage): AttachOptions {
   const location = message.location ?? { url: "", endpoint: "", region: "" };
   for (const [name, text] of Object.entries({ ...location })) {
-    if (text.length > maxTextBytes || /[\x00-\x20\x7f]/.test(text)) throw invalid(message, `location.${name} is malformed`);
+    if (text.length > maxTextBytes || /[\x00-\x20\x7f]/.test(text))
+      throw invalid(message, `location.${name} is malformed`);
   }
   const { durability } = message;
   if (durability !== "" && durability !== "s3" && durability !== "local") {
@@ -81,9 +82,13 @@ export function decodeAttach(message: AttachMessage): AttachOptions {
   }
   for (const [key, value] of Object.entries(message.secrets)) {
     if (!secretKeys.includes(key)) {
-      throw invalid(message, `secrets may hold ${secretKeys.join(", ")}, and no other key (${JSON.stringify(key.slice(0, 64))})`);
+      throw invalid(
+        message,
+        `secrets may hold ${secretKeys.join(", ")}, and no other key (${JSON.stringify(key.slice(0, 64))})`,
+      );
     }
-    if (value.length > maxTextBytes || /[\x00-\x20\x7f]/.test(value)) throw invalid(message, `the secret ${key} is malformed`);
+    if (value.length > maxTextBytes || /[\x00-\x20\x7f]/.test(value))
+      throw invalid(message, `the secret ${key} is malformed`);
   }
   return {
     volumeId: decodeVolumeId(message),

@@ -4,7 +4,7 @@
  * A call that was begun goes on when its caller gives up; the caller asks again and joins it. Every call is logged
  * with operation, volume, duration and outcome. A stale socket is removed; a live one is refused.
  */
-import { chmod, mkdir, unlink } from "node:fs/promises";
+import { chmod, mkdir, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { dirname } from "node:path";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
@@ -86,7 +86,7 @@ export class ControlServer {
   /** Ends at once; calls in flight get no answer, which their callers take for "ask again". */
   async close(): Promise<void> {
     this.#server.forceShutdown();
-    await unlink(this.#options.socketPath).catch(() => {});
+    await rm(this.#options.socketPath, { force: true });
   }
 
   async #answer(
@@ -122,9 +122,7 @@ async function removeStaleSocket(path: string): Promise<void> {
       context: { controlSocket: path },
     });
   }
-  await unlink(path).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "ENOENT") throw error;
-  });
+  await rm(path, { force: true });
 }
 
 /** True when somebody accepts connections at `path`. */

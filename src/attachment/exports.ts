@@ -73,11 +73,13 @@ export class VolumeExports implements ExportSource {
 
   /** Uploads and closes everything; for the end, when no client is left. */
   async close(): Promise<void> {
-    for (const [volumeId, entry] of this.#exports) {
-      entry.idle?.cancel();
-      this.#close(volumeId, entry);
-    }
-    await Promise.all([...this.#exports.values()].map((entry) => entry.closing));
+    await Promise.all(
+      [...this.#exports].map(async ([volumeId, entry]) => {
+        entry.idle?.cancel();
+        this.#close(volumeId, entry);
+        await entry.closing;
+      }),
+    );
   }
 
   #start(volumeId: VolumeId): OpenExport {
@@ -93,7 +95,8 @@ export class VolumeExports implements ExportSource {
     const entry: OpenExport = { opened, clients: 0, idle: undefined, closing: undefined };
     this.#exports.set(volumeId, entry);
     opened.then(
-      (volume) => volume.onFailure((failure) => this.#options.log.error("an exported volume failed", { volumeId, failure })),
+      (volume) =>
+        volume.onFailure((failure) => this.#options.log.error("an exported volume failed", { volumeId, failure })),
       () => this.#exports.delete(volumeId),
     );
     return entry;

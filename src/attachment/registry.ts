@@ -78,17 +78,24 @@ export class AttachmentRegistry implements DataPlane {
   /** No new call is taken; every attachment is left for the next process. Resolves when all have answered. */
   async handOver(): Promise<void> {
     this.#stopping = true;
-    const results = await Promise.allSettled([...this.#attachments.values()].map((attachment) => attachment.handOver()));
+    const results = await Promise.allSettled(
+      [...this.#attachments.values()].map((attachment) => attachment.handOver()),
+    );
     for (const result of results) {
       if (result.status === "rejected") {
-        this.#parts.log.error("an attachment could not be left in order", { operation: "hand-over", error: result.reason });
+        this.#parts.log.error("an attachment could not be left in order", {
+          operation: "hand-over",
+          error: result.reason,
+        });
       }
     }
   }
 
   #mustNotStop(volumeId: VolumeId): void {
     if (!this.#stopping) return;
-    throw new OperationError("unavailable", "the server is stopping: try again once it is back", { context: { volumeId } });
+    throw new OperationError("unavailable", "the server is stopping: try again once it is back", {
+      context: { volumeId },
+    });
   }
 
   async #attachNew(options: AttachOptions): Promise<Attachment> {
@@ -180,7 +187,8 @@ function mustBeCompatible(attached: AttachOptions, asked: AttachOptions): void {
   const differing =
     (attached.readOnly !== asked.readOnly && "readOnly") ||
     (attached.durability !== asked.durability && "durability") ||
-    ((["url", "endpoint", "region"] as const).some((key) => attached.location[key] !== asked.location[key]) && "location");
+    ((["url", "endpoint", "region"] as const).some((key) => attached.location[key] !== asked.location[key]) &&
+      "location");
   if (differing === false) return;
   throw new OperationError("conflict", "the volume is attached with other access: detach it first", {
     context: { volumeId: asked.volumeId, differs: differing },

@@ -50,7 +50,9 @@ export function restartAction(record: RecordCondition, device: DeviceCondition):
  */
 export type ReopenAction = "serve" | "break" | "retry" | "close" | "forget" | "keep";
 
-export const reopenTable: Readonly<Record<"ok" | ErrorKind, { withDevice: ReopenAction; withoutDevice: ReopenAction }>> = {
+export const reopenTable: Readonly<
+  Record<"ok" | ErrorKind, { withDevice: ReopenAction; withoutDevice: ReopenAction }>
+> = {
   ok: { withDevice: "serve", withoutDevice: "close" },
   fenced: { withDevice: "break", withoutDevice: "forget" },
   "in-use": { withDevice: "break", withoutDevice: "forget" },

@@ -37,7 +37,9 @@ export interface WorkerCalls {
 
 export type CallName = keyof WorkerCalls;
 
-export type CallMessage = { [Name in CallName]: { id: number; name: Name; request: WorkerCalls[Name]["request"] } }[CallName];
+export type CallMessage = {
+  [Name in CallName]: { id: number; name: Name; request: WorkerCalls[Name]["request"] };
+}[CallName];
 
 export interface ErrorMessage {
   kind: ErrorKind;

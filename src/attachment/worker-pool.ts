@@ -82,7 +82,7 @@ class WorkerClient {
     const id = this.#nextId;
     this.#nextId += 1;
     return new Promise((resolve, reject) => {
-      this.#calls.set(id, { resolve: resolve as (result: unknown) => void, reject });
+      this.#calls.set(id, { resolve, reject });
       this.#port.postMessage({ id, name, request } as CallMessage);
     });
   }

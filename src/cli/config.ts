@@ -68,15 +68,6 @@ export function helpText(command: CommandName): string {
   return `${lines.join("\n")}\n`;
 }
 
-/** The value of a flag that a command cannot do without. Throws "invalid". */
-export function mustFlagValue<Key extends FlagKey>(values: FlagValues, key: Key): NonNullable<FlagValues[Key]> {
-  const value = values[key];
-  if (value === undefined || value === "" || (Array.isArray(value) && value.length === 0)) {
-    throw new OperationError("invalid", `give --${flagName(key)} or set ${flagVariable(key)}: ${flags[key].description}`);
-  }
-  return value;
-}
-
 function definition(key: FlagKey): Flag {
   return flags[key];
 }

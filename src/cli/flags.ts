@@ -18,7 +18,10 @@ export interface Flag {
 }
 
 export const commandDescriptions: Readonly<Record<CommandName, { summary: string; usage: string }>> = {
-  controller: { summary: "the CSI controller: makes and deletes volumes, decides which node owns one", usage: "[flags]" },
+  controller: {
+    summary: "the CSI controller: makes and deletes volumes, decides which node owns one",
+    usage: "[flags]",
+  },
   server: { summary: "the data plane: serves volumes to this machine's kernel and to NBD clients", usage: "[flags]" },
   node: { summary: "the CSI node service: file systems and mounts, on top of a server", usage: "[flags]" },
   volume: {
@@ -42,13 +45,22 @@ export const flags = {
     commands: stores,
     description: "URL of the S3 service, several for round robin; default: the AWS endpoint of the region",
   },
-  s3Region: { type: "string", default: "us-east-1", commands: stores, description: "S3 region that requests are signed for" },
+  s3Region: {
+    type: "string",
+    default: "us-east-1",
+    commands: stores,
+    description: "S3 region that requests are signed for",
+  },
   s3PathStyle: {
     type: "boolean",
     commands: stores,
     description: "address buckets by path instead of host name; default: where an endpoint is given",
   },
-  s3CaFile: { type: "string", commands: stores, description: "PEM file of the authority that signed the endpoint's certificate" },
+  s3CaFile: {
+    type: "string",
+    commands: stores,
+    description: "PEM file of the authority that signed the endpoint's certificate",
+  },
   s3CredentialsFile: {
     type: "string",
     commands: stores,
@@ -78,7 +90,12 @@ export const flags = {
     commands: ["server"],
     description: "directory for what is attached; it must survive a restart of the server, not of the machine",
   },
-  nodeId: { type: "string", default: "", commands: ["server", "node"], description: "name of this node; default: the host name" },
+  nodeId: {
+    type: "string",
+    default: "",
+    commands: ["server", "node"],
+    description: "name of this node; default: the host name",
+  },
   driverName: {
     type: "string",
     default: "s3block.csi",
@@ -164,7 +181,8 @@ export const flags = {
     min: 1,
     max: 3600,
     commands: ["server"],
-    description: "how soon the kernel repeats requests that a killed server left unanswered; slow answers are no reason",
+    description:
+      "how soon the kernel repeats requests that a killed server left unanswered; slow answers are no reason",
   },
   deadConnectionTimeoutSeconds: {
     type: "number",
@@ -180,7 +198,8 @@ export const flags = {
     min: 1,
     max: 3600,
     commands: ["server"],
-    description: "longest time for the orderly end after SIGTERM; what is not in the store by then stays in the journal",
+    description:
+      "longest time for the orderly end after SIGTERM; what is not in the store by then stays in the journal",
   },
   kubeletDir: {
     type: "string",

@@ -4,6 +4,8 @@
  * on standard error and exit code 1 (2 for a mistake in the command line itself). Commands are loaded when they are
  * called: the node service needs no S3 client in its memory.
  */
+import { enableCompileCache } from "node:module";
+import { join } from "node:path";
 import { describe, isKind, OperationError } from "../base/errors.ts";
 import { helpText, parseArguments } from "./config.ts";
 import type { ParsedArguments } from "./config.ts";
@@ -41,8 +43,18 @@ async function main(args: readonly string[]): Promise<void> {
   if (command !== "volume" && parsed.positional.length > 0) {
     throw new OperationError("invalid", `unexpected argument ${JSON.stringify(parsed.positional[0].slice(0, 64))}`);
   }
+  if (command === "server") keepCompiledCode(join(parsed.values.stateDir, "compiled"));
   const run = await commands[command]();
   await run(parsed);
+}
+
+/**
+ * Keeps compiled code on disk, for this process and its threads: mounted file systems wait for a restarted server, and
+ * without compiling it starts in about half the time (measured: 0.6 s of processor time instead of 1.1 s).
+ */
+function keepCompiledCode(directory: string): void {
+  process.env.NODE_COMPILE_CACHE ??= directory;
+  enableCompileCache(process.env.NODE_COMPILE_CACHE);
 }
 
 function write(text: string): void {

@@ -2,7 +2,6 @@
 import { once } from "node:events";
 import { Worker } from "node:worker_threads";
 import { WorkerPool } from "../attachment/worker-pool.ts";
-import type { WorkerPort } from "../attachment/worker-pool.ts";
 import { describe, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { StoreSettings } from "../store/open-store.ts";
@@ -57,7 +56,7 @@ export async function startWorkers(options: WorkersOptions): Promise<WorkerPool>
     });
     worker.on("exit", () => process.exit(70));
   }
-  return new WorkerPool(workers as unknown as WorkerPort[]);
+  return new WorkerPool(workers);
 }
 
 /** The first message of a thread is that it takes calls. */

@@ -3,6 +3,7 @@
  * with plain data, spoken to by attachment/worker-messages.ts. A bug here ends the whole process (server.ts listens
  * for this thread's death), because its volumes cannot be told from it any more.
  */
+import { flushCompileCache } from "node:module";
 import { join } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
 import { assert } from "../base/assert.ts";
@@ -51,7 +52,8 @@ const engine = await Engine.start({
   random,
   log,
   nodeId: data.nodeId,
-  cacheDisk: data.cacheSizeBytes > 0 ? await openSystemDisk(join(data.stateDir, "cache", String(data.thread))) : undefined,
+  cacheDisk:
+    data.cacheSizeBytes > 0 ? await openSystemDisk(join(data.stateDir, "cache", String(data.thread))) : undefined,
   cacheSizeBytes: data.cacheSizeBytes,
   mapBudgetBytes: data.mapBudgetBytes,
   uploadBudgetBytes: data.uploadBudgetBytes,
@@ -67,7 +69,11 @@ metrics.setCache(() => {
   return { hits: cacheHits, misses: cacheMisses };
 });
 metrics.addGauge("s3block_map_memory_bytes", "Memory that loaded maps take.", () => engine.stats().mapBytes);
-metrics.addGauge("s3block_upload_memory_bytes", "Memory that uploads in flight take.", () => engine.stats().uploadBytes);
+metrics.addGauge(
+  "s3block_upload_memory_bytes",
+  "Memory that uploads in flight take.",
+  () => engine.stats().uploadBytes,
+);
 metrics.addGauge("s3block_cache_used_bytes", "Disk space that cached data takes.", () => engine.stats().cacheBytes);
 metrics.addGauge("s3block_open_volumes", "Volumes that are open.", () => engine.stats().openVolumes);
 
@@ -87,6 +93,7 @@ new VolumeWorker(
   parentPort,
 );
 parentPort.postMessage({ type: "ready" } satisfies WorkerMessage);
+flushCompileCache();
 
 function connect(
   options: { fd: number; device: BlockDevice; received: Uint8Array; kernel: boolean },

@@ -6,6 +6,7 @@
  * End (SIGTERM): no new calls → answer what is in flight → leave volumes to the successor → exit. Kernel devices stay
  * configured and wait; exports are uploaded and closed.
  */
+import { flushCompileCache } from "node:module";
 import { availableParallelism } from "node:os";
 import { AttachmentRecords } from "../attachment/attachment-record.ts";
 import { ControlServer } from "../attachment/control-server.ts";
@@ -78,6 +79,7 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   probed.resolve();
   const exports = makeExports(parts, probedHost(pool, redactor, probed.promise));
   const nbd = await serveClients(parts, exports, addresses);
+  flushCompileCache();
   log.info("the server is ready", { operation: "start", store: settings.url, controlSocket: values.controlSocket });
   await untilSignal(log);
   systemClock.after(values.shutdownSeconds * 1000, () => {
@@ -178,7 +180,8 @@ async function serveClients(
     const port = await server.listen(address);
     const where = "path" in address ? { path: address.path } : { host: address.host, port };
     log.info("volumes are served to nbd clients", { operation: "start", ...where });
-    if ("host" in address) log.warn("nbd over tcp is neither encrypted nor authenticated", { operation: "start", ...where });
+    if ("host" in address)
+      log.warn("nbd over tcp is neither encrypted nor authenticated", { operation: "start", ...where });
   }
   return server;
 }

@@ -24,9 +24,13 @@ export async function lockDirectory(path: string, waitSeconds: number, log: Log)
     if ((await listen(name)) !== undefined) return;
     if (attempt === 0) log.warn("another server uses the state directory: waiting for its end", { stateDir: path });
     if (systemClock.monotonicMs() > deadlineMs) {
-      throw new OperationError("in-use", "another server uses the state directory: stop it, or give another --state-dir", {
-        context: { stateDir: path },
-      });
+      throw new OperationError(
+        "in-use",
+        "another server uses the state directory: stop it, or give another --state-dir",
+        {
+          context: { stateDir: path },
+        },
+      );
     }
     await systemClock.sleep(retryMs);
   }
@@ -40,10 +44,14 @@ async function lockName(path: string): Promise<string> {
     const hash = createHash("sha256").update(`${dev}:${ino}`).digest("hex").slice(0, 32);
     return `\0s3block-state-${hash}`;
   } catch (cause) {
-    throw new OperationError("unavailable", `the state directory cannot be used (${describe(cause)}): give another --state-dir`, {
-      cause,
-      context: { stateDir: path },
-    });
+    throw new OperationError(
+      "unavailable",
+      `the state directory cannot be used (${describe(cause)}): give another --state-dir`,
+      {
+        cause,
+        context: { stateDir: path },
+      },
+    );
   }
 }
 
@@ -52,7 +60,12 @@ function listen(name: string): Promise<Server | undefined> {
     const server = createServer((socket) => socket.destroy());
     server.once("error", (error: NodeJS.ErrnoException) => {
       if (error.code === "EADDRINUSE") resolve(undefined);
-      else reject(new OperationError("unavailable", `the state directory cannot be locked (${describe(error)})`, { cause: error }));
+      else
+        reject(
+          new OperationError("unavailable", `the state directory cannot be locked (${describe(error)})`, {
+            cause: error,
+          }),
+        );
     });
     server.listen(name, () => resolve(server));
   });

@@ -38,10 +38,14 @@ export class HttpServer {
     await new Promise<void>((resolve, reject) => {
       this.#server.once("error", (cause) =>
         reject(
-          new OperationError("unavailable", `cannot serve metrics (${describe(cause)}): give another --metrics-address`, {
-            cause,
-            context: { address: this.#options.address },
-          }),
+          new OperationError(
+            "unavailable",
+            `cannot serve metrics (${describe(cause)}): give another --metrics-address`,
+            {
+              cause,
+              context: { address: this.#options.address },
+            },
+          ),
         ),
       );
       this.#server.listen(port, host, resolve);
@@ -74,7 +78,12 @@ export class HttpServer {
   }
 }
 
-function reply(response: ServerResponse, status: number, text: string, contentType = "text/plain; charset=utf-8"): void {
+function reply(
+  response: ServerResponse,
+  status: number,
+  text: string,
+  contentType = "text/plain; charset=utf-8",
+): void {
   response.writeHead(status, { "content-type": contentType, "content-length": Buffer.byteLength(text) });
   response.end(text);
 }

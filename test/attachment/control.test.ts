@@ -104,10 +104,13 @@ test("every call arrives with its arguments, and its answer comes back whole", a
   assert.deepEqual(await client.attach(options), attachment);
   assert.deepEqual(await client.getAttachment(volumeId), attachment);
   assert.equal(await client.getAttachment(mustVolumeId("other")), undefined);
-  assert.deepEqual((await client.listAttachments()).map(({ state, failure }) => [state, failure]), [
-    ["attached", ""],
-    ["failed", "fenced"],
-  ]);
+  assert.deepEqual(
+    (await client.listAttachments()).map(({ state, failure }) => [state, failure]),
+    [
+      ["attached", ""],
+      ["failed", "fenced"],
+    ],
+  );
   await client.detach(volumeId);
   await client.flush(volumeId);
   assert.deepEqual(plane.calls, [
@@ -142,17 +145,26 @@ for (const kind of [
 
 test("a bug of the server comes out as unavailable, without its text", async () => {
   plane.failure = new TypeError("cannot read internals");
-  await assert.rejects(client.flush(volumeId), (error) => isKind(error, "unavailable") && !/internals/.test(error.message));
+  await assert.rejects(
+    client.flush(volumeId),
+    (error) => isKind(error, "unavailable") && !/internals/.test(error.message),
+  );
   plane.failure = undefined;
 });
 
 test("a secret of the request comes back neither in an error nor in the log", async () => {
   const secrets = { secretAccessKey: "canary-1234567890" };
   plane.failure = new OperationError("invalid", "the store refused key canary-1234567890");
-  await assert.rejects(client.attach(attachOptions({ secrets })), (error) => isKind(error, "invalid") && !/canary-1/.test(String(error)));
+  await assert.rejects(
+    client.attach(attachOptions({ secrets })),
+    (error) => isKind(error, "invalid") && !/canary-1/.test(String(error)),
+  );
   plane.failure = undefined;
   await assert.rejects(client.attach(attachOptions({ secrets: { "canary-key": "x" } })), /no other key/);
-  await assert.rejects(client.attach(attachOptions({ secrets: { sessionToken: "canary-1234567890\n" } })), /sessionToken is malformed$|sessionToken is malformed volumeId/);
+  await assert.rejects(
+    client.attach(attachOptions({ secrets: { sessionToken: "canary-1234567890\n" } })),
+    /sessionToken is malformed$|sessionToken is malformed volumeId/,
+  );
   assert.equal(lines.join("").includes("canary-1234567890"), false);
 });
 

@@ -239,7 +239,10 @@ export class World implements VolumeHost, KernelDevices {
   }
 
   /** What a process before has left: a record, a device, or both. */
-  async leaveBehind(options: AttachOptions, left: { record?: boolean; device?: boolean; usage?: string }): Promise<void> {
+  async leaveBehind(
+    options: AttachOptions,
+    left: { record?: boolean; device?: boolean; usage?: string },
+  ): Promise<void> {
     const backend = backendOf(nodeId, options.volumeId);
     if (left.record === true) {
       await this.records.write({ options, backend, sizeBytes: volumeSizeBytes, blockSizeBytes: 4096 });

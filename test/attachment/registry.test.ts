@@ -155,7 +155,16 @@ test("a later publication takes the volume anew, since another node may have own
   const { world, registry } = setUp();
   await registry.attach(attachOptions({ publication: 1 }));
   await registry.attach(attachOptions({ publication: 2 }));
-  assert.deepEqual(world.trace, ["open take", "serve", "connect", "disconnect", "close", "open take", "serve", "connect"]);
+  assert.deepEqual(world.trace, [
+    "open take",
+    "serve",
+    "connect",
+    "disconnect",
+    "close",
+    "open take",
+    "serve",
+    "connect",
+  ]);
 });
 
 test("a connection that the kernel dropped is renewed, the new one only after the old one has closed", async () => {

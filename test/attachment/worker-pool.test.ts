@@ -110,14 +110,14 @@ class Thread {
   }
 }
 
-function request(): OpenRequest {
+function openRequest(): OpenRequest {
   const location = { url: "", endpoint: "", region: "" };
   return { volumeId, location, secrets: {}, mode: "take", readOnly: false, durability: "", publication: 0 };
 }
 
 test("a volume opens, tells its shape and status, and closes", async () => {
   const thread = new Thread();
-  const volume = await thread.pool.open(request());
+  const volume = await thread.pool.open(openRequest());
   assert.deepEqual([volume.sizeBytes, volume.blockSizeBytes, volume.readOnly], [1024 * 1024, 512, false]);
   assert.equal((await volume.status()).dirtyBytes, 5);
   await volume.drain();
@@ -128,10 +128,10 @@ test("a volume opens, tells its shape and status, and closes", async () => {
 
 test("a volume is open once: a second opening is refused, also while the first goes on", async () => {
   const thread = new Thread();
-  const opening = thread.pool.open(request());
-  await assert.rejects(thread.pool.open(request()), (error) => isKind(error, "in-use"));
+  const opening = thread.pool.open(openRequest());
+  await assert.rejects(thread.pool.open(openRequest()), (error) => isKind(error, "in-use"));
   await opening;
-  await assert.rejects(thread.pool.open(request()), (error) => isKind(error, "in-use"));
+  await assert.rejects(thread.pool.open(openRequest()), (error) => isKind(error, "in-use"));
   assert.deepEqual(thread.trace, ["open take"]);
 });
 
@@ -139,18 +139,21 @@ test("an error crosses the threads with its kind and message, and a failed openi
   const thread = new Thread();
   thread.openError = new OperationError("fenced", "another node owns it", { context: { epoch: 4 } });
   await assert.rejects(
-    thread.pool.open(request()),
+    thread.pool.open(openRequest()),
     (error) => isKind(error, "fenced") && error.message === "another node owns it epoch=4",
   );
   thread.openError = undefined;
-  await thread.pool.open(request());
+  await thread.pool.open(openRequest());
 });
 
 test("a connection is served with what was read of it, and its end is told", async () => {
   const thread = new Thread();
-  const volume = await thread.pool.open(request());
+  const volume = await thread.pool.open(openRequest());
   const connection = await volume.serve({ fd: 7, received: Buffer.from("abc"), kernel: true });
-  assert.deepEqual([thread.connections[0].fd, thread.connections[0].kernel, thread.connections[0].received], [7, true, "abc"]);
+  assert.deepEqual(
+    [thread.connections[0].fd, thread.connections[0].kernel, thread.connections[0].received],
+    [7, true, "abc"],
+  );
   thread.connections[0].end("the peer left");
   assert.equal(await connection.closed, "the peer left");
   await connection.drain();
@@ -158,7 +161,7 @@ test("a connection is served with what was read of it, and its end is told", asy
 
 test("a drain answers what is in flight, then closes", async () => {
   const thread = new Thread();
-  const volume = await thread.pool.open(request());
+  const volume = await thread.pool.open(openRequest());
   const connection = await volume.serve({ fd: 7, received: new Uint8Array(0), kernel: true });
   await connection.drain();
   assert.equal(await connection.closed, "destroyed");
@@ -167,15 +170,17 @@ test("a drain answers what is in flight, then closes", async () => {
 
 test("a descriptor for a volume that is gone is closed", async () => {
   const thread = new Thread();
-  const volume = await thread.pool.open(request());
+  const volume = await thread.pool.open(openRequest());
   await volume.close();
-  await assert.rejects(volume.serve({ fd: 9, received: new Uint8Array(0), kernel: true }), (error) => isKind(error, "not-found"));
+  await assert.rejects(volume.serve({ fd: 9, received: new Uint8Array(0), kernel: true }), (error) =>
+    isKind(error, "not-found"),
+  );
   assert.deepEqual(thread.closedFds, [9]);
 });
 
 test("a failure reaches its listener once, also one that comes before it listens", async () => {
   const thread = new Thread();
-  const volume = await thread.pool.open(request());
+  const volume = await thread.pool.open(openRequest());
   thread.fail("fenced");
   await thread.settle();
   const heard: string[] = [];
@@ -248,7 +253,8 @@ test("names that are no volumes are unknown, and opening errors reach the client
   const thread = new Thread();
   const source = exportsOf(thread);
   assert.deepEqual(await source.list(), ["vol-1"]);
-  for (const name of ["", "../../etc/passwd", "Vol", "x".repeat(4096)]) assert.equal(await source.open(name), undefined);
+  for (const name of ["", "../../etc/passwd", "Vol", "x".repeat(4096)])
+    assert.equal(await source.open(name), undefined);
   assert.deepEqual(thread.trace, []);
   thread.openError = new OperationError("not-found", "no such volume");
   assert.equal(await source.open("vol-1"), undefined);

@@ -36,7 +36,11 @@ test("help names every flag of a command with its variable, and no other", () =>
     const text = helpText(command);
     for (const key of keys) {
       const known = flagKeysOf(command).includes(key);
-      assert.equal(text.includes(`  --${flagName(key)}`) && text.includes(`${flagVariable(key)})`), known, `${command} ${key}`);
+      assert.equal(
+        text.includes(`  --${flagName(key)}`) && text.includes(`${flagVariable(key)})`),
+        known,
+        `${command} ${key}`,
+      );
     }
   }
 });
@@ -50,7 +54,8 @@ test("a flag beats its variable, which beats the default", () => {
 });
 
 test("values come as what they are", () => {
-  const args = "--cache-size 10GiB --threads=2 --insecure --listen unix:/a,unix:/b --listen unix:/c --s3-path-style=false";
+  const args =
+    "--cache-size 10GiB --threads=2 --insecure --listen unix:/a,unix:/b --listen unix:/c --s3-path-style=false";
   const { values } = parseArguments("server", args.split(" "), { S3BLOCK_S3_ENDPOINT: "http://a, http://b" });
   assert.equal(values.cacheSize, 10 * 2 ** 30);
   assert.equal(values.threads, 2);
@@ -100,13 +105,17 @@ test("sizes are whole bytes with binary units, and nothing else", () => {
 
 test("arbitrary arguments are parsed or refused as invalid, never anything else", () => {
   fc.assert(
-    fc.property(fc.constantFrom(...commands), fc.array(fc.oneof(fc.string(), fc.constantFrom("--threads", "--=", "--"))), (command, args) => {
-      try {
-        parseArguments(command, args, {});
-      } catch (error) {
-        assert.ok(isKind(error, "invalid"), String(error));
-      }
-    }),
+    fc.property(
+      fc.constantFrom(...commands),
+      fc.array(fc.oneof(fc.string(), fc.constantFrom("--threads", "--=", "--"))),
+      (command, args) => {
+        try {
+          parseArguments(command, args, {});
+        } catch (error) {
+          assert.ok(isKind(error, "invalid"), String(error));
+        }
+      },
+    ),
   );
 });
 
@@ -124,6 +133,9 @@ test("tcp needs the word insecure, and every other address is a path", () => {
 });
 
 test("threads leave one core for control, and are bounded", () => {
-  assert.deepEqual([1, 2, 3, 8, 64].map((cores) => threadCount(0, cores)), [1, 1, 2, 4, 4]);
+  assert.deepEqual(
+    [1, 2, 3, 8, 64].map((cores) => threadCount(0, cores)),
+    [1, 1, 2, 4, 4],
+  );
   assert.equal(threadCount(7, 2), 7);
 });

@@ -17,7 +17,11 @@ export interface Finished {
 }
 
 /** Runs any program to its end. */
-export async function run(command: string, args: readonly string[], environment: Record<string, string> = {}): Promise<Finished> {
+export async function run(
+  command: string,
+  args: readonly string[],
+  environment: Record<string, string> = {},
+): Promise<Finished> {
   const child = spawn(command, args, { env: { PATH: process.env.PATH ?? "", ...environment } });
   const output = { stdout: "", stderr: "" };
   child.stdout.on("data", (bytes: Buffer) => (output.stdout += bytes.toString()));

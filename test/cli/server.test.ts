@@ -71,8 +71,22 @@ test("a kill in the midst of writes loses nothing that was verified before, and 
   await makeVolume("busy");
   const server = await ground.serve();
   await copyIn("busy");
-  const writes = ["--name=w", "--ioengine=nbd", `--uri=${ground.uri("busy")}`, "--rw=randwrite", "--bs=4k", "--iodepth=16"];
-  const load = run("fio", [...writes, "--size=8m", "--offset=16m", "--time_based", "--runtime=60", "--output-format=terse"]);
+  const writes = [
+    "--name=w",
+    "--ioengine=nbd",
+    `--uri=${ground.uri("busy")}`,
+    "--rw=randwrite",
+    "--bs=4k",
+    "--iodepth=16",
+  ];
+  const load = run("fio", [
+    ...writes,
+    "--size=8m",
+    "--offset=16m",
+    "--time_based",
+    "--runtime=60",
+    "--output-format=terse",
+  ]);
   await server.logged("opened the volume");
   await new Promise((resolve) => setTimeout(resolve, 500));
   await server.stop("SIGKILL");
@@ -88,8 +102,22 @@ test("a kill in the midst of writes loses nothing that was verified before, and 
 test("fio verifies its own writes over several connections", async () => {
   await makeVolume("verified");
   const server = await ground.serve();
-  const args = ["--name=v", "--ioengine=nbd", `--uri=${ground.uri("verified")}`, "--rw=randwrite", "--bs=4k", "--iodepth=32"];
-  const result = await run("fio", [...args, "--size=8m", "--verify=crc32c", "--verify_fatal=1", "--fsync=64"]);
+  const args = [
+    "--name=v",
+    "--ioengine=nbd",
+    `--uri=${ground.uri("verified")}`,
+    "--rw=randwrite",
+    "--bs=4k",
+    "--iodepth=32",
+  ];
+  const result = await run("fio", [
+    ...args,
+    "--size=8m",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--verify_state_save=0",
+    "--fsync=64",
+  ]);
   assert.equal(result.code, 0, result.stdout + result.stderr);
   const info = await run("nbdinfo", ["--list", `nbd+unix:///?socket=${ground.socketPath}`]);
   assert.match(info.stdout, /export="verified"/);

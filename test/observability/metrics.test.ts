@@ -141,10 +141,16 @@ test("an address that is taken or malformed is an error that names the flag", as
   await withServer({}, async (base) => {
     const address = base.slice("http://".length);
     const second = new HttpServer({ address, log: nullLog, metrics: async () => "", unhealthy: () => undefined });
-    await assert.rejects(second.listen(), (error) => isKind(error, "unavailable") && /--metrics-address/.test(error.message));
+    await assert.rejects(
+      second.listen(),
+      (error) => isKind(error, "unavailable") && /--metrics-address/.test(error.message),
+    );
   });
   assert.deepEqual(parseAddress("[::1]:80"), { host: "::1", port: 80 });
   for (const text of ["", ":80", "host", "host:", "host:99999", "a b:1", "::1:80"]) {
-    assert.throws(() => parseAddress(text), (error) => isKind(error, "invalid"));
+    assert.throws(
+      () => parseAddress(text),
+      (error) => isKind(error, "invalid"),
+    );
   }
 });
