@@ -15,12 +15,23 @@ import type { Connection, Receiver } from "./connection.ts";
 /** Where bytes land before a receiver's own memory is in place: once at the start and after a change of receiver. */
 const BOOTSTRAP_BYTES = 4096;
 
+/**
+ * After this many bytes without a pause, the other connections of the thread get their turn: libuv would go on reading
+ * from one busy socket for 32 receives.
+ */
+const TURN_BYTES = 128 * 1024;
+
 class StreamConnection implements Connection {
   #receiver: Receiver | undefined;
   /** Who lent the memory that the socket receives into now. */
   #lender: Receiver | undefined;
   #stream: Duplex | undefined;
   #failure: Error | undefined;
+  #turnBytes = 0;
+  #paused = true;
+  readonly #nextTurn = (): void => {
+    if (!this.#paused) this.#stream?.resume();
+  };
   #ended = false;
   #ending = false;
   #closed = false;
@@ -52,10 +63,15 @@ class StreamConnection implements Connection {
     return this.#receiver?.receiveBuffer() ?? Buffer.allocUnsafeSlow(BOOTSTRAP_BYTES);
   }
 
-  /** The `callback` function of `onread`. */
-  arrived(length: number, buffer: Buffer): void {
+  /** The `callback` function of `onread`: false stops receiving. */
+  arrived(length: number, buffer: Buffer): boolean {
+    this.#turnBytes = length === buffer.length ? this.#turnBytes + length : 0;
     if (this.#lender !== undefined && this.#lender === this.#receiver) this.#receiver.received(length);
     else this.deliver(buffer.subarray(0, length));
+    if (this.#turnBytes < TURN_BYTES) return true;
+    this.#turnBytes = 0;
+    setImmediate(this.#nextTurn);
+    return false;
   }
 
   /** Hands over bytes that stand elsewhere, by copying. */
@@ -77,10 +93,12 @@ class StreamConnection implements Connection {
   }
 
   resume(): void {
+    this.#paused = false;
     this.#stream?.resume();
   }
 
   pause(): void {
+    this.#paused = true;
     this.#stream?.pause();
   }
 
@@ -148,9 +166,6 @@ export function connectionOfStream(stream: Duplex): Connection {
 function into(connection: StreamConnection) {
   return {
     buffer: () => connection.nextBuffer(),
-    callback: (length: number, buffer: Uint8Array) => {
-      connection.arrived(length, buffer as Buffer);
-      return true;
-    },
+    callback: (length: number, buffer: Uint8Array) => connection.arrived(length, buffer as Buffer),
   };
 }

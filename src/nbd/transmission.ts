@@ -50,7 +50,7 @@ const PAYLOAD_HARD_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES;
 /** Replies are handed to the socket at this many bytes without waiting for the end of the receive event. */
 const FLUSH_AT_BYTES = 256 * 1024;
 /** With this many bytes of replies not yet taken by the kernel, no request is started: the client must read first. */
-const QUEUED_REPLIES_LIMIT_BYTES = 4 * 1024 * 1024;
+const QUEUED_REPLIES_LIMIT_BYTES = 2 * 1024 * 1024;
 
 export interface TransmissionOptions {
   log?: Log;

@@ -188,6 +188,20 @@ describe("clients", () => {
       assert.ok((await second.read(16 + content.length)).subarray(16).equals(content));
     }));
 
+  test("thousands of requests sent in one go are all answered, though others get their turn between", () =>
+    withServer(async ({ client }) => {
+      const busy = await client();
+      await busy.go("disk");
+      const payload = Buffer.alloc(4096, 1);
+      const frames = Array.from({ length: 4096 }, (_, index) => request({ type: 1, payload, cookie: BigInt(index) }));
+      busy.socket.write(Buffer.concat(frames));
+      const answers = replies(await busy.read(4096 * 16));
+      assert.deepEqual(
+        answers.map(({ cookie }) => cookie),
+        frames.map((_, index) => BigInt(index)),
+      );
+    }));
+
   test("requests sent together with GO are served", () =>
     withServer(async ({ client }) => {
       const early = await client();
