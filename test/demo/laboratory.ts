@@ -61,7 +61,8 @@ export class Laboratory {
     const own = join(directory, "store");
     if (options.storeUrl === undefined) await mkdir(own);
     const storeUrl = options.storeUrl ?? pathToFileURL(own).href;
-    return new Laboratory(directory, { storeUrl, logDirectory: options.logDirectory });
+    const compileCacheDirectory = join(directory, "compiled");
+    return new Laboratory(directory, { storeUrl, logDirectory: options.logDirectory, compileCacheDirectory });
   }
 
   get processes(): ProgramProcess[] {

@@ -4,6 +4,8 @@
  * The store is the one of the environment (S3BLOCK_STORE, S3BLOCK_S3_…, AWS_…), below a prefix of its own; without
  * one a directory. It leaves nothing behind but, where it fails, the logs of the processes, whose place it prints.
  */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -11,6 +13,7 @@ import { fileURLToPath } from "node:url";
 import { describe } from "../../src/base/errors.ts";
 import { machineHasNbd, runInGuest } from "../kernel/guest.ts";
 import { Laboratory } from "./laboratory.ts";
+import { serveGuest } from "./relay.ts";
 import { walk } from "./walk.ts";
 
 const guestMemoryMib = 3072;
@@ -50,32 +53,67 @@ async function runHere(logDirectory: string): Promise<number> {
   return status;
 }
 
-/** The same in a guest, whose kernel has nbd and whose network is its own loopback. */
+/** The same in a guest, whose kernel has nbd. It has no network: the way to an S3 endpoint is carried (relay.ts). */
 async function runThere(logDirectory: string): Promise<number> {
-  if (process.env["S3BLOCK_STORE"]?.startsWith("s3:") === true) {
-    process.stdout.write(
-      "S3BLOCK_STORE names a bucket, and this machine cannot take a volume to it: mounting needs a kernel with nbd and\n" +
-        "root, and the guest kernel that stands in where they are missing reaches no network.\n" +
-        "Either run this as root where `modprobe nbd` works, or unset S3BLOCK_STORE to keep the volume in a directory.\n",
-    );
-    return 1;
-  }
   process.stdout.write("==> this machine's kernel has no nbd, or we are not root: booting a User-Mode-Linux guest\n");
-  const { status, kernelLog } = await runInGuest({
-    command: [process.execPath, fileURLToPath(import.meta.url)],
-    environment: { S3BLOCK_DEMO_LOGS: logDirectory },
-    memoryMib: guestMemoryMib,
-    timeoutMs: guestTimeoutMs,
-    shares: [logDirectory],
-    onOutput: (text) => process.stdout.write(text),
-  });
+  const endpoints = s3Endpoints();
+  const shared = mkdtempSync(join(tmpdir(), "s3block-demo-relay-"));
+  const remove = (): void => rmSync(shared, { recursive: true, force: true });
+  process.once("exit", remove);
+  const relay = serveGuest(shared, endpoints);
+  const { status, kernelLog } = await Promise.race([
+    relay.ended.then(() => Promise.reject(new Error("the way to the store ended"))),
+    runInGuest({
+      command: [process.execPath, fileURLToPath(import.meta.url)],
+      environment: { ...storeEnvironment(endpoints), S3BLOCK_DEMO_LOGS: logDirectory, S3BLOCK_DEMO_RELAY: shared },
+      memoryMib: guestMemoryMib,
+      timeoutMs: guestTimeoutMs,
+      shares: [logDirectory, shared],
+      onOutput: (text) => process.stdout.write(text),
+    }),
+  ]);
+  relay.stop();
   if (status !== 0 && kernelLog !== "") process.stdout.write(`the guest's kernel log:\n${kernelLog}`);
   return status;
 }
 
+/** URLs of the S3 service that the environment names; none where the store is a directory. */
+function s3Endpoints(): string[] {
+  const { S3BLOCK_STORE: store = "", S3BLOCK_S3_ENDPOINT: given = "", S3BLOCK_S3_REGION: region } = process.env;
+  if (!store.startsWith("s3:")) return [];
+  const endpoints = given.split(",").map((text) => text.trim());
+  return given === "" ? [`https://s3.${region ?? "us-east-1"}.amazonaws.com`] : endpoints;
+}
+
+/** What the guest must know of the environment; names of endpoints are the only ones that lead anywhere there. */
+function storeEnvironment(endpoints: readonly string[]): Record<string, string> {
+  const entries = Object.entries(process.env).filter(([name]) => /^(HOME|AWS_.*|S3BLOCK_S(3_.*|TORE))$/.test(name));
+  const found = Object.fromEntries(entries.map(([name, value]) => [name, value ?? ""]));
+  if (endpoints.length === 0 || found["S3BLOCK_S3_ENDPOINT"] !== undefined) return found;
+  return { ...found, S3BLOCK_S3_ENDPOINT: endpoints.join(","), S3BLOCK_S3_PATH_STYLE: "true" };
+}
+
+/** In the guest: the process that carries connections to the endpoints. Resolves once it listens. */
+async function startRelay(shared: string): Promise<ChildProcess | undefined> {
+  const endpoints = s3Endpoints();
+  if (endpoints.length === 0) return undefined;
+  const program = fileURLToPath(new URL("relay.ts", import.meta.url));
+  const child = spawn(process.execPath, [program, shared, ...endpoints], { stdio: ["ignore", "pipe", "inherit"] });
+  const [first] = (await Promise.race([once(child.stdout, "data"), once(child, "exit")])) as [unknown];
+  if (!Buffer.isBuffer(first)) throw new Error("the way to the store could not be made");
+  return child;
+}
+
 async function main(): Promise<number> {
   const given = process.env["S3BLOCK_DEMO_LOGS"];
-  if (isGuest && given !== undefined) return runHere(given);
+  if (isGuest && given !== undefined) {
+    const relay = await startRelay(process.env["S3BLOCK_DEMO_RELAY"] ?? "");
+    try {
+      return await runHere(given);
+    } finally {
+      relay?.kill();
+    }
+  }
   const logDirectory = mkdtempSync(join(tmpdir(), "s3block-demo-logs-"));
   const here = machineHasNbd();
   const removeLogs = (): void => rmSync(logDirectory, { recursive: true, force: true });
