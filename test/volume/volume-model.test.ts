@@ -5,11 +5,15 @@
  * only the process died).
  */
 import assert from "node:assert/strict";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { OperationError } from "../../src/base/errors.ts";
 import { nullLog } from "../../src/base/log.ts";
 import { MemoryDisk } from "../../src/base/memory-disk.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
+import { DirectoryStore } from "../../src/store/directory.ts";
 import { MemoryStore } from "../../src/store/memory.ts";
 import type { ObjectStore } from "../../src/store/object-store.ts";
 import { Catalog } from "../../src/volume/catalog.ts";
@@ -56,7 +60,7 @@ class Model {
   readonly #random: SeededRandom;
   readonly #durability: Durability;
   readonly #clock = new VirtualClock();
-  readonly #store = new MemoryStore();
+  readonly #store: ObjectStore;
   /** The disks of two nodes, and which of them has the volume. */
   readonly #disks = [new MemoryDisk(), new MemoryDisk()];
   #node = 0;
@@ -76,7 +80,8 @@ class Model {
   #version = 0;
   crashes = 0;
 
-  constructor(seed: number, durability: Durability) {
+  constructor(seed: number, durability: Durability, store: ObjectStore = new MemoryStore()) {
+    this.#store = store;
     this.#random = new SeededRandom(seed);
     this.#durability = durability;
   }
@@ -327,26 +332,41 @@ function sameImage(left: Float64Array, right: Float64Array): boolean {
   return left.every((version, lba) => version === right[lba]);
 }
 
+/** Forty rounds of operations, each ended by a reopening, a hand-over, a crash or a take-over. */
+async function live(model: Model, seed: number): Promise<void> {
+  const random = new SeededRandom(seed);
+  await model.create();
+  for (let turn = 0; turn < 40; turn += 1) {
+    const steps = random.below(60);
+    for (let step = 0; step < steps; step += 1) await model.step();
+    const end = random.below(7);
+    if (end === 0) await model.reopen();
+    else if (end === 1) await model.handOver();
+    else if (end < 5) await model.crash((["process", "power", "node"] as const)[end - 2]);
+    else await model.takeOver();
+    if (random.below(2) === 0) await model.wakeZombie();
+  }
+  await model.end();
+  assert.ok(model.crashes > 8);
+}
+
 for (const durability of ["s3", "local"] as const) {
   for (const seed of [1, 2, 3, 4]) {
     test(`random operations and crashes equal history, durability ${durability}, seed ${seed}`, async () => {
-      const model = new Model(seed * 1000 + (durability === "s3" ? 0 : 1), durability);
-      const random = new SeededRandom(seed);
-      await model.create();
-      for (let turn = 0; turn < 40; turn += 1) {
-        const steps = random.below(60);
-        for (let step = 0; step < steps; step += 1) await model.step();
-        const end = random.below(7);
-        if (end === 0) await model.reopen();
-        else if (end === 1) await model.handOver();
-        else if (end < 5) await model.crash((["process", "power", "node"] as const)[end - 2]);
-        else await model.takeOver();
-        if (random.below(2) === 0) await model.wakeZombie();
-      }
-      await model.end();
-      assert.ok(model.crashes > 8);
+      await live(new Model(seed * 1000 + (durability === "s3" ? 0 : 1), durability), seed);
     });
   }
+
+  test(`the same on a directory store, durability ${durability}`, async () => {
+    const root = await mkdtemp(join(tmpdir(), "s3block-model-"));
+    const store = new DirectoryStore({ root });
+    try {
+      await live(new Model(9000, durability, store), 9);
+    } finally {
+      await store.close();
+      await rm(root, { recursive: true });
+    }
+  });
 }
 
 test("a volume that another process took over fails all its I/O", async () => {
