@@ -133,7 +133,7 @@ test("what was synced survives a loss of power, by seed", async () => {
   for (let seed = 1; seed <= 60; seed += 1) {
     const random = new SeededRandom(seed);
     const disk = new MemoryDisk();
-    const journal = await begun(disk);
+    const journal = await begun(disk, 16 * FILE_BYTES);
     let synced = 0;
     let durable = 0;
     const ends = [0];
