@@ -43,6 +43,8 @@ async function begun(disk: MemoryDisk, limitBytes?: number): Promise<Journal> {
 async function recovered(disk: MemoryDisk, durable = 0): Promise<{ journal: Journal; entries: Entry[] }> {
   const journal = await openJournal(disk);
   const entries: Entry[] = [];
+  // After a loss of power with nothing synced, not even a header may be left.
+  if (!journal.hasHistory) return { journal, entries };
   await journal.recover(durable, (record, position) => {
     const { lba, blockCount: blocks, kind } = record.extents[0];
     entries.push({ sequence: record.sequence, lba, blocks, kind, position });
