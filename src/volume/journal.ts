@@ -519,9 +519,10 @@ export class Journal {
     return true;
   }
 
-  /** One spare file is kept for the next turn, the others go back to the disk. */
+  /** Spare files of a quarter of the limit are kept for the next burst, the others go back to the disk. */
   async #trimSpares(): Promise<void> {
-    while (this.#spare.length > 1) await this.#discard([this.#spare.shift()!]);
+    const kept = Math.max(1, Math.floor(this.#limitBytes / this.#fileBytes / 4));
+    while (this.#spare.length > kept) await this.#discard([this.#spare.shift()!]);
   }
 
   async #discard(files: readonly JournalFile[]): Promise<void> {
