@@ -16,6 +16,7 @@ export async function runController({ values }: ParsedArguments): Promise<void> 
   const settings = storeSettings(values);
   const { log, redactor } = startLogging(values, { process: "controller" });
   dieOfBugs(log);
+  const signalled = untilSignal(log);
   const metrics = new Metrics();
   metrics.addProcessMetrics();
   const stores = new Stores({
@@ -43,7 +44,7 @@ export async function runController({ values }: ParsedArguments): Promise<void> 
     isKnownNode: (nodeId) => isKnownNode(stores.own(), nodeId),
   });
   log.info("the controller is ready", { operation: "start", csiSocket: values.csiSocket, store: settings.url });
-  await untilSignal(log);
+  await signalled;
   await csi.close();
   await http?.close();
   await stores.close();

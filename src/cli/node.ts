@@ -18,6 +18,7 @@ export async function runNode({ values }: ParsedArguments): Promise<void> {
   const nodeId = nodeIdOf(values);
   const { log, redactor } = startLogging(values, { process: "node", nodeId });
   dieOfBugs(log);
+  const signalled = untilSignal(log);
   const metrics = new Metrics();
   metrics.addProcessMetrics();
   const observer = metrics.storeObserver;
@@ -44,7 +45,7 @@ export async function runNode({ values }: ParsedArguments): Promise<void> {
     dataPlane,
   });
   log.info("the node service is ready", { operation: "start", csiSocket: values.csiSocket });
-  await untilSignal(log);
+  await signalled;
   await csi.close();
   dataPlane.close();
   await http?.close();

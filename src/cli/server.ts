@@ -53,6 +53,7 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   const nodeId = nodeIdOf(values);
   const { log, redactor } = startLogging(values, { process: "server", nodeId });
   dieOfBugs(log);
+  const signalled = untilSignal(log);
   const metrics = new Metrics();
   metrics.addProcessMetrics();
   const stores = new Stores({
@@ -75,13 +76,14 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   await registry.recover();
   const control = new ControlServer({ socketPath: values.controlSocket, dataPlane: registry, log, clock: systemClock });
   await control.listen();
-  await probeUntilReached(parts);
+  const early = await Promise.race([probeUntilReached(parts), signalled]);
+  if (early !== undefined) process.exit(0);
   probed.resolve();
   const exports = makeExports(parts, probedHost(pool, redactor, probed.promise));
   const nbd = await serveClients(parts, exports, addresses);
   flushCompileCache();
   log.info("the server is ready", { operation: "start", store: settings.url, controlSocket: values.controlSocket });
-  await untilSignal(log);
+  await signalled;
   systemClock.after(values.shutdownSeconds * 1000, () => {
     log.error("the orderly end took too long: what is not in the store stays in the journal", { operation: "stop" });
     process.exit(1);

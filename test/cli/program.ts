@@ -131,6 +131,7 @@ export class Playground {
       "--cache-size=64MiB",
       "--journal-size=256MiB",
       "--export-idle-ms=50",
+      "--threads=2",
       "--node-id=node-a",
     ];
   }
