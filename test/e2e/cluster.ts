@@ -6,6 +6,7 @@
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { after, afterEach, before } from "node:test";
 import { nullLog } from "../../src/base/log.ts";
 import { systemClock } from "../../src/base/system-clock.ts";
 import { listMounts, unmount } from "../../src/host/mount.ts";
@@ -131,6 +132,12 @@ export class Cluster {
     return join(this.directory, "store");
   }
 
+  /** The ends of all logs. */
+  report(): string {
+    const processes = [this.controller, ...this.nodes.flatMap((node) => [node.service, node.server])];
+    return processes.map((each) => `--- ${each.command}${each.tail()}\n`).join("");
+  }
+
   /** Unmounts what is left, frees the devices, ends everything, removes the directory. */
   async close(): Promise<void> {
     this.controllerClient.close();
@@ -141,7 +148,7 @@ export class Cluster {
     const mounts = (await listMounts()).filter((mount) => mount.mountPoint.startsWith(`${this.directory}/`));
     for (const mount of mounts.toReversed()) await unmount(mount.mountPoint);
     const processes = [this.controller, ...this.nodes.flatMap((node) => [node.service, node.server])];
-    await Promise.all(processes.map((process) => process.stop("SIGKILL")));
+    await Promise.all(processes.map((each) => each.stop("SIGKILL")));
     await this.#freeDevices();
     await rm(this.directory, { recursive: true, force: true });
   }
@@ -153,6 +160,22 @@ export class Cluster {
       await kernel.disconnect({ index, backendIdentifier: backendIdentifier ?? "", force: true });
     }
   }
+}
+
+/** A cluster for the tests of a file or suite; where one of them fails, the ends of the processes' logs are shown. */
+export function useCluster(start: () => Promise<Cluster>): () => Cluster {
+  let cluster: Cluster | undefined;
+  before(async () => {
+    cluster = await start();
+  });
+  afterEach((context) => {
+    if ("passed" in context && !context.passed) process.stdout.write(cluster?.report() ?? "");
+  });
+  after(() => cluster?.close());
+  return () => {
+    if (cluster === undefined) throw new Error("the cluster is there once tests run");
+    return cluster;
+  };
 }
 
 function flagName(flag: string): string {

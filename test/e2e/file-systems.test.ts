@@ -6,12 +6,12 @@ import assert from "node:assert/strict";
 import { mkdtemp, open, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, before, describe, test } from "node:test";
+import { after, describe, test } from "node:test";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { kernelTests } from "../kernel/kernel-tests.ts";
 import { type S3Server, startS3Server } from "../suites/s3-server.ts";
 import { Claim } from "./claim.ts";
-import { Cluster } from "./cluster.ts";
+import { Cluster, useCluster } from "./cluster.ts";
 import { fillTree, listTree, run } from "./content.ts";
 
 const rawBytes = 6 * 1024 ** 2;
@@ -58,22 +58,21 @@ async function keepEverything(cluster: Cluster, uses: readonly ("ext4" | "xfs")[
 }
 
 function onDirectoryStore(): void {
-  let cluster: Cluster;
-  before(async () => {
-    cluster = await Cluster.start();
-  });
-  after(() => cluster.close());
+  const started = useCluster(() => Cluster.start());
 
-  test("ext4, xfs and a raw device keep every byte when the node loses its disk, and leave nothing when deleted", async () => {
-    await keepEverything(cluster, ["ext4", "xfs"], cluster.storeDirectory);
-  });
+  test(
+    "ext4, xfs and a raw device keep every byte when the node loses its disk, and leave nothing when deleted",
+    { timeout: 120_000 },
+    async () => {
+      await keepEverything(started(), ["ext4", "xfs"], started().storeDirectory);
+    },
+  );
 }
 
 function onS3Server(): void {
   let s3: S3Server;
-  let cluster: Cluster;
   let root = "";
-  before(async () => {
+  const started = useCluster(async () => {
     // The server keeps metadata in extended attributes of users, which a tmpfs has not.
     root = await mkdtemp(join(tmpdir(), "s3block-e2e-s3-"));
     await run("truncate", ["-s", "1G", `${root}.image`]);
@@ -83,17 +82,40 @@ function onS3Server(): void {
     s3 = await startS3Server({ root });
     const storeFlags = [`--store=s3://${s3.bucket}/some/prefix`, `--s3-endpoint=${s3.endpoint}`];
     const environment = { AWS_ACCESS_KEY_ID: s3.accessKeyId, AWS_SECRET_ACCESS_KEY: s3.secretAccessKey };
-    cluster = await Cluster.start({ storeFlags, environment });
+    return await Cluster.start({ storeFlags, environment });
   });
   after(async () => {
-    await cluster.close();
     await s3.stop();
     await run("umount", [root]);
     for (const path of [root, `${root}.image`]) await rm(path, { recursive: true });
   });
 
-  test("ext4 and a raw device keep every byte when the node loses its disk, and leave nothing when deleted", async () => {
-    await keepEverything(cluster, ["ext4"], join(root, s3.bucket));
+  test(
+    "ext4 and a raw device keep every byte when the node loses its disk, and leave nothing when deleted",
+    { timeout: 120_000 },
+    async () => {
+      await keepEverything(started(), ["ext4"], join(root, s3.bucket));
+    },
+  );
+
+  test("while the store is away writers wait, and none of them sees an error", { timeout: 120_000 }, async () => {
+    const claim = new Claim(started(), { name: "waiting" });
+    await claim.bringUp();
+    const { port } = s3;
+    await s3.stop();
+    const flushed = run("sh", [
+      "-c",
+      `dd if=/dev/urandom of=${claim.target}/file bs=64k count=64 conv=fsync 2>/dev/null`,
+    ]);
+    const { server } = started().nodes[0];
+    await server.logged("store request is retried");
+    s3 = await startS3Server({ root, port });
+    await flushed;
+    const sum = await run("sha256sum", [`${claim.target}/file`]);
+    await claim.bringDown();
+    await claim.bringUp();
+    assert.deepEqual(await run("sha256sum", [`${claim.target}/file`]), sum);
+    await claim.remove();
   });
 }
 

@@ -121,6 +121,6 @@ export class DriverProcess {
 }
 
 function inherited(): Record<string, string> {
-  const names = ["PATH", "NODE_COMPILE_CACHE"];
-  return Object.fromEntries(names.map((name) => [name, process.env[name] ?? ""]).filter(([, value]) => value !== ""));
+  const { PATH = "", NODE_COMPILE_CACHE } = process.env;
+  return NODE_COMPILE_CACHE === undefined ? { PATH } : { PATH, NODE_COMPILE_CACHE };
 }

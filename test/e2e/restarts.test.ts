@@ -5,19 +5,18 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { open, readFile, writeFile } from "node:fs/promises";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { listMounts, mountAt } from "../../src/host/mount.ts";
 import { kernelTests } from "../kernel/kernel-tests.ts";
 import { Claim, insist } from "./claim.ts";
-import { Cluster } from "./cluster.ts";
+import { Cluster, useCluster } from "./cluster.ts";
 import type { DriverProcess } from "./process.ts";
 
 /** Where in a call its process dies: before it is taken up, early, in its middle, near its end or after it. */
 const delaysMs = [0, 10, 40, 150, 400];
 
-let cluster: Cluster;
 const random = new SeededRandom(2077);
 
 /** Makes the call and ends `process` somewhere in it; then starts it again and repeats the call until it succeeds. */
@@ -63,43 +62,45 @@ function writeOn(path: string): { stop: () => Promise<string> } {
 kernelTests(
   { url: import.meta.url, name: "node service and controller restarted in calls", timeoutMs: 240_000 },
   () => {
-    before(async () => {
-      cluster = await Cluster.start();
-    });
-    after(() => cluster.close());
+    const started = useCluster(() => Cluster.start());
 
-    test("every call that is cut off converges when it is repeated, and a mounted volume notices nothing", async () => {
-      const { controller, nodes } = cluster;
-      const [{ service }] = nodes;
-      const mounted = new Claim(cluster, { name: "mounted" });
-      await mounted.bringUp();
-      const mountedBefore = mountAt(await listMounts(), mounted.target);
-      const writer = writeOn(`${mounted.target}/log`);
-      const claim = new Claim(cluster, { name: "interrupted", use: "xfs" });
+    test(
+      "every call that is cut off converges when it is repeated, and a mounted volume notices nothing",
+      { timeout: 180_000 },
+      async () => {
+        const cluster = started();
+        const { controller, nodes } = cluster;
+        const [{ service }] = nodes;
+        const mounted = new Claim(cluster, { name: "mounted" });
+        await mounted.bringUp();
+        const mountedBefore = mountAt(await listMounts(), mounted.target);
+        const writer = writeOn(`${mounted.target}/log`);
+        const claim = new Claim(cluster, { name: "interrupted", use: "xfs" });
 
-      await interrupted(controller, () => claim.create());
-      await interrupted(controller, () => claim.publish());
-      await interrupted(service, () => claim.stage());
-      await interrupted(service, () => claim.publishToPod());
-      await writeFile(`${claim.target}/file`, "kept");
-      await interrupted(service, () => claim.unpublishFromPod());
-      await interrupted(service, () => claim.unstage());
-      await interrupted(service, () => claim.stage());
-      await interrupted(service, () => claim.publishToPod());
-      assert.equal(await readFile(`${claim.target}/file`, "utf8"), "kept");
-      for (const step of claim.down().slice(0, 2)) await interrupted(service, step);
-      await interrupted(controller, () => claim.unpublish());
-      await interrupted(controller, () => claim.delete());
-      assert.equal(existsSync(claim.target), false, "the target path is removed");
+        await interrupted(controller, () => claim.create());
+        await interrupted(controller, () => claim.publish());
+        await interrupted(service, () => claim.stage());
+        await interrupted(service, () => claim.publishToPod());
+        await writeFile(`${claim.target}/file`, "kept");
+        await interrupted(service, () => claim.unpublishFromPod());
+        await interrupted(service, () => claim.unstage());
+        await interrupted(service, () => claim.stage());
+        await interrupted(service, () => claim.publishToPod());
+        assert.equal(await readFile(`${claim.target}/file`, "utf8"), "kept");
+        for (const step of claim.down().slice(0, 2)) await interrupted(service, step);
+        await interrupted(controller, () => claim.unpublish());
+        await interrupted(controller, () => claim.delete());
+        assert.equal(existsSync(claim.target), false, "the target path is removed");
 
-      const written = await writer.stop();
-      assert.equal(await readFile(`${mounted.target}/log`, "utf8"), written);
-      assert.ok(written.length > 100);
-      assert.deepEqual(mountAt(await listMounts(), mounted.target), mountedBefore);
-      const { text } = await nodes[0].get("/metrics");
-      assert.doesNotMatch(text, new RegExp(claim.volumeId), "the deleted volume is closed");
-      assert.equal(await nodes[0].metric("s3block_volume_failed", mounted.volumeId), 0);
-      await mounted.remove();
-    });
+        const written = await writer.stop();
+        assert.equal(await readFile(`${mounted.target}/log`, "utf8"), written);
+        assert.ok(written.length > 100);
+        assert.deepEqual(mountAt(await listMounts(), mounted.target), mountedBefore);
+        const { text } = await nodes[0].get("/metrics");
+        assert.doesNotMatch(text, new RegExp(claim.volumeId), "the deleted volume is closed");
+        assert.equal(await nodes[0].metric("s3block_volume_failed", mounted.volumeId), 0);
+        await mounted.remove();
+      },
+    );
   },
 );

@@ -5,12 +5,12 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { listMounts, mountAt } from "../../src/host/mount.ts";
 import { kernelTests } from "../kernel/kernel-tests.ts";
 import { Claim } from "./claim.ts";
-import { Cluster } from "./cluster.ts";
+import { Cluster, useCluster } from "./cluster.ts";
 import { run } from "./content.ts";
 
 const timeoutSeconds = 2;
@@ -68,53 +68,57 @@ async function replaceServer(signal: NodeJS.Signals, volumeIds: readonly string[
 }
 
 kernelTests({ url: import.meta.url, name: "a data plane that dies under load", timeoutMs: 240_000 }, () => {
-  before(async () => {
+  useCluster(async () => {
     cluster = await Cluster.start({ serverFlags: [`--nbd-timeout-seconds=${timeoutSeconds}`] });
+    return cluster;
   });
-  after(() => cluster.close());
 
-  test("kills and a hand-over under verified loads on ext4 and xfs: no error, no long wait, nothing lost", async () => {
-    const claims = (["ext4", "xfs"] as const).map((use) => new Claim(cluster, { name: `load-${use}`, use }));
-    for (const claim of claims) await claim.bringUp();
-    const ids = claims.map((claim) => claim.volumeId);
-    const [node] = cluster.nodes;
-    const loads = Promise.all(claims.map((claim) => load(`${claim.target}/file`, 25)));
-    const awayMs: number[] = [];
-    for (const signal of ["SIGKILL", "SIGTERM", "SIGKILL"] as const) {
-      await sleep(2000);
-      awayMs.push(await replaceServer(signal, ids));
-    }
-    // Once more, and the new process dies before it has taken up anything.
-    const startMs = performance.now();
-    await node.server.stop("SIGKILL");
-    node.server.launch();
-    await node.server.logged("found an attachment of the process before");
-    await replaceServer("SIGKILL", ids);
-    awayMs.push(performance.now() - startMs);
+  test(
+    "kills and a hand-over under verified loads on ext4 and xfs: no error, no long wait, nothing lost",
+    { timeout: 200_000 },
+    async () => {
+      const claims = (["ext4", "xfs"] as const).map((use) => new Claim(cluster, { name: `load-${use}`, use }));
+      for (const claim of claims) await claim.bringUp();
+      const ids = claims.map((claim) => claim.volumeId);
+      const [node] = cluster.nodes;
+      const loads = Promise.all(claims.map((claim) => load(`${claim.target}/file`, 25)));
+      const awayMs: number[] = [];
+      for (const signal of ["SIGKILL", "SIGTERM", "SIGKILL"] as const) {
+        await sleep(2000);
+        awayMs.push(await replaceServer(signal, ids));
+      }
+      // Once more, and the new process dies before it has taken up anything.
+      const startMs = performance.now();
+      await node.server.stop("SIGKILL");
+      node.server.launch();
+      await node.server.logged("found an attachment of the process before");
+      await replaceServer("SIGKILL", ids);
+      awayMs.push(performance.now() - startMs);
 
-    const jobs = await loads;
-    for (const [index, job] of jobs.entries()) {
-      const { use = "" } = claims[index].options;
-      const longest = longestMs(job);
-      process.stdout.write(
-        `${use}: ${job.write.total_ios} writes, ${job.read.total_ios} reads, longest ${longest} ms, away ${awayMs.join(" ")} ms\n`,
-      );
-      assert.equal(job.error, 0);
-      assert.ok(
-        longest < Math.max(...awayMs) + timerBoundMs,
-        `${use} waited ${longest} ms, servers were away ${awayMs.join(", ")} ms`,
-      );
-      const mount = mountAt(await listMounts(), claims[index].target);
-      assert.ok(mount?.superOptions.includes("rw"), "the filesystem went on writing");
-    }
-    const { stdout: kernelLog } = await run("dmesg");
-    assert.doesNotMatch(kernelLog, /I\/O error|EXT4-fs error|XFS.*(corruption|shut)/i);
+      const jobs = await loads;
+      for (const [index, job] of jobs.entries()) {
+        const { use = "" } = claims[index].options;
+        const longest = longestMs(job);
+        process.stdout.write(
+          `${use}: ${job.write.total_ios} writes, ${job.read.total_ios} reads, longest ${longest} ms, away ${awayMs.join(" ")} ms\n`,
+        );
+        assert.equal(job.error, 0);
+        assert.ok(
+          longest < Math.max(...awayMs) + timerBoundMs,
+          `${use} waited ${longest} ms, servers were away ${awayMs.join(", ")} ms`,
+        );
+        const mount = mountAt(await listMounts(), claims[index].target);
+        assert.ok(mount?.superOptions.includes("rw"), "the filesystem went on writing");
+      }
+      const { stdout: kernelLog } = await run("dmesg");
+      assert.doesNotMatch(kernelLog, /I\/O error|EXT4-fs error|XFS.*(corruption|shut)/i);
 
-    const sums = await Promise.all(claims.map((claim) => checksum(`${claim.target}/file`)));
-    for (const claim of claims) await claim.bringDown();
-    await node.wipe();
-    for (const claim of claims) await claim.bringUp();
-    assert.deepEqual(await Promise.all(claims.map((claim) => checksum(`${claim.target}/file`))), sums);
-    for (const claim of claims) await claim.remove();
-  });
+      const sums = await Promise.all(claims.map((claim) => checksum(`${claim.target}/file`)));
+      for (const claim of claims) await claim.bringDown();
+      await node.wipe();
+      for (const claim of claims) await claim.bringUp();
+      assert.deepEqual(await Promise.all(claims.map((claim) => checksum(`${claim.target}/file`))), sums);
+      for (const claim of claims) await claim.remove();
+    },
+  );
 });

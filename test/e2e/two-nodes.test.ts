@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { open, readFile } from "node:fs/promises";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { listMounts, mountAt } from "../../src/host/mount.ts";
 import { DirectoryStore } from "../../src/store/directory.ts";
 import { listAll } from "../../src/store/object-store.ts";
@@ -15,7 +15,7 @@ import { parseKey } from "../../src/volume/keys.ts";
 import { LogReader } from "../../src/volume/log-reader.ts";
 import { kernelTests } from "../kernel/kernel-tests.ts";
 import { Claim, insist, refusal } from "./claim.ts";
-import { Cluster, type ClusterNode } from "./cluster.ts";
+import { Cluster, type ClusterNode, useCluster } from "./cluster.ts";
 
 let cluster: Cluster;
 let first: ClusterNode;
@@ -82,96 +82,112 @@ async function cleanUp(claim: Claim, node: ClusterNode): Promise<void> {
 function writeLate(path: string): Promise<string> {
   return writeSynced(path, "late words of the first").then(
     () => "acknowledged",
-    (error: NodeJS.ErrnoException) => error.code ?? "",
+    (error: unknown) => (error as NodeJS.ErrnoException).code ?? "",
   );
 }
 
 kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeoutMs: 240_000 }, () => {
-  before(async () => {
+  useCluster(async () => {
     cluster = await Cluster.start({ nodes: ["e2e-a", "e2e-b"] });
     [first, second] = cluster.nodes;
-  });
-  after(() => cluster.close());
-
-  test("while a volume is published to one node the other gets it neither from the controller nor by staging it", async () => {
-    const claim = new Claim(cluster, { name: "held" });
-    await claim.bringUp();
-    await writeSynced(`${claim.target}/file`, "held");
-    claim.node = second;
-    const published = await refusal(() => claim.publish());
-    assert.equal(published.code, "FAILED_PRECONDITION");
-    assert.match(published.text, /e2e-a/);
-    const staged = await refusal(() => claim.stage());
-    assert.equal(staged.code, "FAILED_PRECONDITION");
-    assert.match(staged.text, /not published to this node any more.*publishedTo=e2e-a/);
-    assert.equal(mountAt(await listMounts(), claim.staging), undefined);
-    claim.node = first;
-    await writeSynced(`${claim.target}/file`, "still held");
-    await claim.remove();
+    return cluster;
   });
 
-  test("a node that loses its volume while it runs answers errors, can be cleaned, and may own it again later", async () => {
-    const claim = new Claim(cluster, { name: "taken" });
-    await claim.bringUp();
-    const firstTarget = claim.target;
-    await writeSynced(`${firstTarget}/file`, "flushed by the first");
-    await takeOver(claim);
-    assert.equal(await readFile(`${claim.target}/file`, "utf8"), "flushed by the first");
-    await writeSynced(`${claim.target}/file`, "written by the second");
+  test(
+    "while a volume is published to one node the other gets it neither from the controller nor by staging it",
+    { timeout: 90_000 },
+    async () => {
+      const claim = new Claim(cluster, { name: "held" });
+      await claim.bringUp();
+      await writeSynced(`${claim.target}/file`, "held");
+      claim.node = second;
+      const published = await refusal(() => claim.publish());
+      assert.equal(published.code, "FAILED_PRECONDITION");
+      assert.match(published.text, /e2e-a/);
+      const staged = await refusal(() => claim.stage());
+      assert.equal(staged.code, "FAILED_PRECONDITION");
+      assert.match(staged.text, /not published to this node any more.*publishedTo=e2e-a/);
+      assert.equal(mountAt(await listMounts(), claim.staging), undefined);
+      claim.node = first;
+      await writeSynced(`${claim.target}/file`, "still held");
+      await claim.remove();
+    },
+  );
 
-    assert.equal(await writeLate(`${firstTarget}/late`), "EIO");
-    const failed = await first.server.logged("the volume has failed: all its I/O answers an error from now on");
-    assert.equal(failed["kind"], "fenced");
-    assert.equal(await first.metric("s3block_volume_failed", claim.volumeId), 1);
-    await mustBeFenced(2);
-    await cleanUp(claim, first);
+  test(
+    "a node that loses its volume while it runs answers errors, can be cleaned, and may own it again later",
+    { timeout: 90_000 },
+    async () => {
+      const claim = new Claim(cluster, { name: "taken" });
+      await claim.bringUp();
+      const firstTarget = claim.target;
+      await writeSynced(`${firstTarget}/file`, "flushed by the first");
+      await takeOver(claim);
+      assert.equal(await readFile(`${claim.target}/file`, "utf8"), "flushed by the first");
+      await writeSynced(`${claim.target}/file`, "written by the second");
 
-    claim.node = second;
-    assert.equal(await readFile(`${claim.target}/file`, "utf8"), "written by the second");
-    assert.equal(existsSync(`${claim.target}/late`), false);
-    await claim.bringDown();
-    claim.node = first;
-    await claim.bringUp();
-    assert.equal(await readFile(`${claim.target}/file`, "utf8"), "written by the second");
-    await mustBeFenced(3);
-    await claim.remove();
-  });
+      assert.equal(await writeLate(`${firstTarget}/late`), "EIO");
+      const failed = await first.server.logged("the volume has failed: all its I/O answers an error from now on");
+      assert.equal(failed["kind"], "fenced");
+      assert.equal(await first.metric("s3block_volume_failed", claim.volumeId), 1);
+      await mustBeFenced(2);
+      await cleanUp(claim, first);
 
-  test("a frozen owner that wakes after a take-over gets no write into the store and no flush acknowledged", async () => {
-    const claim = new Claim(cluster, { name: "frozen" });
-    await claim.bringUp();
-    const firstTarget = claim.target;
-    await writeSynced(`${firstTarget}/file`, "flushed by the first");
-    first.server.signal("SIGSTOP");
-    const late = writeLate(`${firstTarget}/file`);
-    await takeOver(claim);
-    await writeSynced(`${claim.target}/file`, "written by the second");
-    first.server.signal("SIGCONT");
-    assert.equal(await late, "EIO");
-    await mustBeFenced(2);
-    await cleanUp(claim, first);
-    claim.node = second;
-    await claim.bringDown();
-    await claim.bringUp();
-    assert.equal(await readFile(`${claim.target}/file`, "utf8"), "written by the second");
-    await claim.remove();
-  });
+      claim.node = second;
+      assert.equal(await readFile(`${claim.target}/file`, "utf8"), "written by the second");
+      assert.equal(existsSync(`${claim.target}/late`), false);
+      await claim.bringDown();
+      claim.node = first;
+      await claim.bringUp();
+      assert.equal(await readFile(`${claim.target}/file`, "utf8"), "written by the second");
+      await mustBeFenced(3);
+      await claim.remove();
+    },
+  );
 
-  test("a fenced owner that was restarted serves errors on its device until it is unstaged", async () => {
-    const claim = new Claim(cluster, { name: "restarted" });
-    await claim.bringUp();
-    const firstTarget = claim.target;
-    await writeSynced(`${firstTarget}/file`, "flushed by the first");
-    await first.server.stop("SIGKILL");
-    const late = writeLate(`${firstTarget}/late`);
-    await takeOver(claim);
-    await first.server.start();
-    assert.equal(await late, "EIO");
-    await first.server.logged("the device answers errors from now on: unmount and detach it");
-    await mustBeFenced(2);
-    await cleanUp(claim, first);
-    claim.node = second;
-    assert.equal(await readFile(`${claim.target}/file`, "utf8"), "flushed by the first");
-    await claim.remove();
-  });
+  test(
+    "a frozen owner that wakes after a take-over gets no write into the store and no flush acknowledged",
+    { timeout: 90_000 },
+    async () => {
+      const claim = new Claim(cluster, { name: "frozen" });
+      await claim.bringUp();
+      const firstTarget = claim.target;
+      await writeSynced(`${firstTarget}/file`, "flushed by the first");
+      first.server.signal("SIGSTOP");
+      const late = writeLate(`${firstTarget}/file`);
+      await takeOver(claim);
+      await writeSynced(`${claim.target}/file`, "written by the second");
+      first.server.signal("SIGCONT");
+      assert.equal(await late, "EIO");
+      await mustBeFenced(2);
+      await cleanUp(claim, first);
+      claim.node = second;
+      await claim.bringDown();
+      await claim.bringUp();
+      assert.equal(await readFile(`${claim.target}/file`, "utf8"), "written by the second");
+      await claim.remove();
+    },
+  );
+
+  test(
+    "a fenced owner that was restarted serves errors on its device until it is unstaged",
+    { timeout: 90_000 },
+    async () => {
+      const claim = new Claim(cluster, { name: "restarted" });
+      await claim.bringUp();
+      const firstTarget = claim.target;
+      await writeSynced(`${firstTarget}/file`, "flushed by the first");
+      await first.server.stop("SIGKILL");
+      const late = writeLate(`${firstTarget}/late`);
+      await takeOver(claim);
+      await first.server.start();
+      assert.equal(await late, "EIO");
+      await first.server.logged("the device answers errors from now on: unmount and detach it");
+      await mustBeFenced(2);
+      await cleanUp(claim, first);
+      claim.node = second;
+      assert.equal(await readFile(`${claim.target}/file`, "utf8"), "flushed by the first");
+      await claim.remove();
+    },
+  );
 });
