@@ -10,7 +10,7 @@
  */
 import { constants, promises as fs } from "node:fs";
 import * as nodeFs from "node:fs";
-import { dirname, join, resolve } from "node:path";
+import { dirname, join, resolve as absolutePath } from "node:path";
 import { promisify } from "node:util";
 import { assert } from "./assert.ts";
 import type { Disk, DiskFile } from "./disk.ts";
@@ -26,7 +26,7 @@ const statDescriptor = promisify(nodeFs.fstat);
 
 /** The directory at `path` as a Disk; it is made (mode 0700, parents too), durably, where it is missing. */
 export async function openSystemDisk(path: string): Promise<Disk> {
-  const absolute = resolve(path);
+  const absolute = absolutePath(path);
   const first = await guarded("make the directory", absolute, fs.mkdir(absolute, { recursive: true, mode: 0o700 }));
   if (first !== undefined) {
     // Each directory that was made has a name in its parent that must outlive the machine too.

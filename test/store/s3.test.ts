@@ -9,6 +9,7 @@ import { test, type TestContext } from "node:test";
 import { describe as describeError, isKind, type ErrorKind, OperationError } from "../../src/base/errors.ts";
 import type { S3Store, S3StoreOptions } from "../../src/store/s3.ts";
 import { READ_CONNECTIONS } from "../../src/store/s3.ts";
+import { HurriedClock } from "../suites/hurried-clock.ts";
 import { type Answer, s3Refusal, type ScriptedS3, startScriptedS3, storeAt } from "./scripted-s3.ts";
 
 async function scripted(
@@ -343,7 +344,7 @@ test("several endpoints are used in turn, and one that fails is left alone", asy
   const answers = (_request: unknown, response: ServerResponse): void => s3Refusal(response, 404, "NoSuchKey");
   const good = await Promise.all([startScriptedS3(answers), startScriptedS3(answers)]);
   const bad = await startScriptedS3((_request, response) => s3Refusal(response, 503, "ServiceUnavailable"));
-  const store = storeAt([good[0].endpoint, bad.endpoint, good[1].endpoint]);
+  const store = storeAt([good[0].endpoint, bad.endpoint, good[1].endpoint], {}, new HurriedClock());
   t.after(async () => {
     await store.close();
     for (const server of [...good, bad]) await server.stop();

@@ -2,6 +2,7 @@
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { once } from "node:events";
+import type { Clock } from "../../src/base/clock.ts";
 import { systemClock } from "../../src/base/system-clock.ts";
 import { S3Store, type S3StoreOptions } from "../../src/store/s3.ts";
 
@@ -57,7 +58,11 @@ export function s3Refusal(response: ServerResponse, status: number, code: string
   response.end(`<Error><Code>${code}</Code><Message>secret-in-message test-secret</Message></Error>`);
 }
 
-export function storeAt(endpoints: readonly string[], options: Partial<S3StoreOptions> = {}): S3Store {
+export function storeAt(
+  endpoints: readonly string[],
+  options: Partial<S3StoreOptions> = {},
+  clock: Clock = systemClock,
+): S3Store {
   return new S3Store(
     {
       bucket: "bucket",
@@ -68,6 +73,6 @@ export function storeAt(endpoints: readonly string[], options: Partial<S3StoreOp
       credentials: { kind: "static", accessKeyId: "test-key", secretAccessKey: "test-secret" },
       ...options,
     },
-    systemClock,
+    clock,
   );
 }

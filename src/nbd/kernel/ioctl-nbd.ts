@@ -151,7 +151,8 @@ export class IoctlNbd implements KernelNbd {
     }
     const failure = await startThread({ kind: "disconnect", devicePath: this.#path(index) }).started;
     if (failure !== undefined) throw refused("disconnect", index, failure);
-    this.#parts.libc.shutdown(served.kernelFd);
+    // The disconnect alone may have ended the thread already: its descriptor was closed then.
+    if (this.#served.get(index) === served) this.#parts.libc.shutdown(served.kernelFd);
     await served.ended;
     const isGone = (): boolean => this.get(index)?.connected !== true;
     if (await waitUntil(this.#parts.clock, READY_DEADLINE_MS, isGone)) return;
