@@ -8,20 +8,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { setTimeout as sleep } from "node:timers/promises";
-import { nullLog } from "../../src/base/log.ts";
-import { systemClock } from "../../src/base/system-clock.ts";
 import { systemRandom } from "../../src/base/system-random.ts";
-import { parseArguments } from "../../src/cli/config.ts";
-import { storeSettings } from "../../src/cli/stores.ts";
-import { listAll, type ObjectStore } from "../../src/store/object-store.ts";
-import { openStore } from "../../src/store/open-store.ts";
+import type { ObjectStore } from "../../src/store/object-store.ts";
 import { Claim } from "./claim.ts";
+import { openDemoStore, removeStoredKeys } from "./demo-store.ts";
 import { release } from "./kernel-view.ts";
 import { DemoNode, type ProcessSettings, ProgramProcess } from "./processes.ts";
 import type { WriteLoad } from "./write-load-process.ts";
 
 const orderlyEndMs = 45_000;
-const storeDeadlineMs = 20_000;
 
 export class Laboratory {
   readonly directory: string;
@@ -32,7 +27,7 @@ export class Laboratory {
   readonly store: ObjectStore;
   /** Set while one runs. */
   load: WriteLoad | undefined;
-  #interrupted: NodeJS.Signals | undefined;
+  #isInterrupted = false;
 
   private constructor(directory: string, settings: ProcessSettings) {
     const run = systemRandom.bytes(4).toString("hex");
@@ -50,9 +45,7 @@ export class Laboratory {
       new DemoNode(settings, `demo-${run}-b`, join(directory, "node-b")),
     ];
     this.claim = new Claim(`demo-${run}`, controllerSocket);
-    const { values } = parseArguments("volume", ["list", `--store=${settings.storeUrl}`], process.env);
-    const parts = { clock: systemClock, random: systemRandom, log: nullLog, limits: { deadlineMs: storeDeadlineMs } };
-    this.store = openStore(storeSettings(values), parts);
+    this.store = openDemoStore(settings.storeUrl);
   }
 
   /** `storeUrl` undefined: a directory of its own. Logs go to `logDirectory`, which is left alone at the end. */
@@ -61,8 +54,7 @@ export class Laboratory {
     const own = join(directory, "store");
     if (options.storeUrl === undefined) await mkdir(own);
     const storeUrl = options.storeUrl ?? pathToFileURL(own).href;
-    const compileCacheDirectory = join(directory, "compiled");
-    return new Laboratory(directory, { storeUrl, logDirectory: options.logDirectory, compileCacheDirectory });
+    return new Laboratory(directory, { storeUrl, logDirectory: options.logDirectory });
   }
 
   get processes(): ProgramProcess[] {
@@ -74,20 +66,15 @@ export class Laboratory {
   }
 
   /** Makes `check` throw from now on. */
-  interrupt(signal: NodeJS.Signals): void {
-    this.#interrupted = signal;
+  interrupt(): void {
+    this.#isInterrupted = true;
+    this.load?.kill();
   }
 
   /** Throws where somebody wants the demonstration to end. For loops that take long. */
   readonly check = (): void => {
-    if (this.#interrupted !== undefined) throw new Error(`ended by ${this.#interrupted}`);
+    if (this.#isInterrupted) throw new Error("interrupted");
   };
-
-  async storedKeys(): Promise<string[]> {
-    const keys: string[] = [];
-    for await (const { key } of listAll(this.store, "")) keys.push(key);
-    return keys;
-  }
 
   /** Takes everything away; throws with what could not be. */
   async close(): Promise<void> {
@@ -102,10 +89,7 @@ export class Laboratory {
     await attempt(() => release(this.directory, this.nodeIds));
     await Promise.all(this.nodes.map((node) => attempt(() => node.stop())));
     await attempt(() => this.controller.stop("SIGTERM"));
-    await attempt(async () => {
-      const keys = await this.storedKeys();
-      for (let at = 0; at < keys.length; at += 1000) await this.store.delete(keys.slice(at, at + 1000));
-    });
+    await attempt(() => removeStoredKeys(this.store));
     await attempt(() => this.store.close());
     await attempt(() => rm(this.directory, { recursive: true, force: true }));
     if (failures.length > 0)

@@ -21,8 +21,6 @@ const stopDeadlineMs = 30_000;
 export interface ProcessSettings {
   storeUrl: string;
   logDirectory: string;
-  /** Compiled code is kept here, as an image would bring it along: a process that is started again starts faster. */
-  compileCacheDirectory: string;
 }
 
 export interface StoreTraffic {
@@ -38,7 +36,6 @@ export class ProgramProcess {
   readonly #words: readonly string[];
   readonly #logPath: string;
   readonly #readyMessage: string;
-  readonly #compileCacheDirectory: string;
   #child: ChildProcess | undefined;
   /** Where the log of the present run begins. */
   #logStart = 0;
@@ -56,7 +53,6 @@ export class ProgramProcess {
       ...what.flags,
     ];
     this.#readyMessage = what.readyMessage;
-    this.#compileCacheDirectory = settings.compileCacheDirectory;
     this.#logPath = join(settings.logDirectory, `${what.name}.log`);
   }
 
@@ -73,7 +69,7 @@ export class ProgramProcess {
     const log = openSync(this.#logPath, "a");
     this.#logStart = readFileSync(this.#logPath).length;
     this.#child = spawn(process.execPath, [mainPath, ...this.#words], {
-      env: { ...environmentOfPrograms(), NODE_COMPILE_CACHE: this.#compileCacheDirectory },
+      env: environmentOfPrograms(),
       stdio: ["ignore", log, log],
       detached: true,
     });
@@ -205,9 +201,9 @@ function parseTraffic(text: string): StoreTraffic {
   return traffic;
 }
 
-/** What the store's flags and the S3 client read; nothing else of ours gets through. */
+/** What the store's flags, the S3 client and Node itself read; nothing else of ours gets through. */
 function environmentOfPrograms(): Record<string, string> {
-  const wanted = /^(PATH|HOME|AWS_.*|S3BLOCK_S3_.*|NODE_EXTRA_CA_CERTS)$/;
+  const wanted = /^(PATH|HOME|AWS_.*|S3BLOCK_S3_.*|NODE_(EXTRA_CA_CERTS|COMPILE_CACHE))$/;
   const entries = Object.entries(process.env).filter(([name]) => wanted.test(name));
   return Object.fromEntries(entries.map(([name, value]) => [name, value ?? ""]));
 }

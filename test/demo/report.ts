@@ -7,10 +7,11 @@
 export class Report {
   #chapter = 0;
   #line = 0;
-  readonly #startedMs = performance.now();
+  readonly #check: () => void;
 
-  get seconds(): number {
-    return (performance.now() - this.#startedMs) / 1000;
+  /** `check` is called around every step and throws where the demonstration is to end. */
+  constructor(check: () => void) {
+    this.#check = check;
   }
 
   chapter(title: string): void {
@@ -21,8 +22,11 @@ export class Report {
 
   /** Runs a step and says what its answer says; a step that throws says nothing. */
   async step(work: () => Promise<string>): Promise<void> {
+    this.#check();
     const startedMs = performance.now();
-    this.say(await work(), (performance.now() - startedMs) / 1000);
+    const text = await work();
+    this.#check();
+    this.say(text, (performance.now() - startedMs) / 1000);
   }
 
   say(text: string, seconds?: number): void {

@@ -6,6 +6,7 @@ import { rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { listMounts, mountAt } from "../../src/host/mount.ts";
+import { storedKeys } from "./demo-store.ts";
 import { configuredDevices, KernelLog, kernelVersion, mountsBelow, namesIn, syncFileSystem } from "./kernel-view.ts";
 import type { Laboratory } from "./laboratory.ts";
 import { addTraffic, type DemoNode, noTraffic, type StoreTraffic, sumTraffic } from "./processes.ts";
@@ -21,14 +22,14 @@ const flushesAround = 30;
 /** How long the server stays away. */
 const outageMs = 500;
 
-/** Returns the seconds it took. */
-export async function walk(laboratory: Laboratory): Promise<number> {
-  return new Walk(laboratory).run();
+/** Resolves when every check held. */
+export async function walk(laboratory: Laboratory): Promise<void> {
+  await new Walk(laboratory).run();
 }
 
 class Walk {
   readonly #lab: Laboratory;
-  readonly #report = new Report();
+  readonly #report: Report;
   #manifest: Manifest = { digests: new Map(), files: 0, bytes: 0 };
   #loadTotals: readonly number[] = [];
   /** All that processes which have ended had asked of the store. */
@@ -36,9 +37,10 @@ class Walk {
 
   constructor(lab: Laboratory) {
     this.#lab = lab;
+    this.#report = new Report(lab.check);
   }
 
-  async run(): Promise<number> {
+  async run(): Promise<void> {
     const [nodeA, nodeB] = this.#lab.nodes;
     await this.#start(nodeA);
     await this.#fill(nodeA);
@@ -46,7 +48,6 @@ class Walk {
     await this.#killServer(nodeB);
     await this.#moveBack(nodeB, nodeA);
     await this.#delete(nodeA);
-    return this.#report.seconds;
   }
 
   async #start(node: DemoNode): Promise<void> {
@@ -122,7 +123,7 @@ class Walk {
       await node.server.stop("SIGKILL");
       await sleep(outageMs);
       await node.server.start();
-      return `server killed (pid ${pid}), started again after ${formatSeconds(outageMs / 1000)} (pid ${node.server.pid}), ready`;
+      return `server killed (pid ${pid}), started again ${formatSeconds(outageMs / 1000)} later (pid ${node.server.pid}), ready`;
     });
     await report.step(async () => {
       await load.untilFlushed(flushesAround);
@@ -260,7 +261,7 @@ class Walk {
 
   /** Keys of volumes: everything below our prefix but the records of the nodes. */
   async #volumeKeys(): Promise<string[]> {
-    return (await this.#lab.storedKeys()).filter((key) => !key.startsWith("v1/nodes/"));
+    return (await storedKeys(this.#lab.store)).filter((key) => !key.startsWith("v1/nodes/"));
   }
 }
 
