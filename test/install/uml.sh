@@ -17,14 +17,13 @@ need util-linux mount
 if grep -qw amx_tile /proc/cpuinfo && ! command -v cc >/dev/null 2>&1; then need tcc tcc; fi
 
 if [ -z "$missing" ]; then
-  echo "kernel tests: everything is installed"
   exit 0
 fi
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-  echo "kernel tests: install these packages as root and run this again:$missing" >&2
+  echo "guest kernel and tools: install these packages as root and run this again:$missing" >&2
   exit 1
 fi
-echo "kernel tests: installing$missing"
+echo "==> guest kernel and tools: installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 # shellcheck disable=SC2086 # the list is split on purpose
 options="-y -qq --no-install-recommends -o DPkg::Lock::Timeout=300"
