@@ -45,6 +45,7 @@ class Thread {
   readonly pool: WorkerPool;
   openError: OperationError | undefined;
   closeError: OperationError | undefined;
+  closeGate: Promise<void> | undefined;
   #listener: ((failure: string) => void) | undefined;
 
   constructor() {
@@ -85,6 +86,7 @@ class Thread {
       leave: async () => void this.trace.push("leave"),
       close: async () => {
         this.trace.push("close");
+        await this.closeGate;
         const error = this.closeError;
         this.closeError = undefined;
         if (error !== undefined) throw error;
@@ -237,6 +239,21 @@ test("a client that comes back in time finds the volume open, one that comes lat
   await thread.settle();
   const late = source.open("vol-1");
   assert.equal((await late)?.device.sizeBytes, 1024 * 1024);
+  assert.deepEqual(thread.trace, ["open take", "close", "open take"]);
+});
+
+test("a client that comes while the volume is being closed waits for that, and opens it anew", async () => {
+  const thread = new Thread();
+  const source = exportsOf(thread);
+  const { promise, resolve } = Promise.withResolvers<void>();
+  thread.closeGate = promise;
+  await (await source.open("vol-1"))?.release();
+  await thread.settle();
+  const opening = source.open("vol-1");
+  await thread.settle();
+  assert.deepEqual(thread.trace, ["open take", "close"]);
+  resolve();
+  assert.ok((await opening) !== undefined);
   assert.deepEqual(thread.trace, ["open take", "close", "open take"]);
 });
 
