@@ -31,13 +31,17 @@ export async function openHostedVolume(parts: HostedVolumesParts, request: OpenR
   const { engine, stores, journals, metrics, clock } = parts;
   const { volumeId, mode, readOnly, durability, publication } = request;
   const store = stores.of(request.location, request.secrets);
-  if (mode === "take") await mustBePublishedHere(parts, request);
+  const confirm = async (): Promise<void> => {
+    if (mode === "take") await mustBePublishedHere(parts, request);
+  };
+  await confirm();
   const volume = await engine.open(volumeId, {
     store,
     journalDisk: await journals.directory(volumeId),
     mode,
     readOnly,
     publication,
+    confirm,
     ...(durability === "" ? {} : { durability }),
   });
   const observer = metrics.addVolume(volumeId, () => gaugesOf(volume));

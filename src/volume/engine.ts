@@ -65,6 +65,8 @@ export interface EngineOpenOptions extends VolumeOpenOptions {
   journalDisk: Disk;
   /** Number of the publication that the ownership rests on; 0 = none. */
   publication: number;
+  /** Asked once the epoch is claimed and before anybody is fenced: throws where the caller has lost its right meanwhile. */
+  confirm?: () => Promise<void>;
 }
 
 export interface EngineStats {
@@ -158,7 +160,10 @@ export class Engine {
       const reader = new SegmentReader({ store: patient, ...shared });
       const map = new BlockMap(meta.sizeBytes, this.#mapBudget, (shard, page) => loadPage(reader, meta, shard, page));
       const replayed: ReplayedWrite[] = [];
-      const confirm = async (): Promise<void> => void (await mustMeta(store, volumeId, meta.uid));
+      const confirm = async (): Promise<void> => {
+        await mustMeta(store, volumeId, meta.uid);
+        await options.confirm?.();
+      };
       const environment = { store, clock, random, log, journal, map, nodeId, publication, signal, confirm };
       const recovered = await recover(environment, meta, options.mode, (record, position) => {
         replay(record, position, replayed);

@@ -42,7 +42,10 @@ export interface RecoveryEnvironment {
   nodeId: string;
   publication: number;
   signal: AbortSignal;
-  /** Throws where the volume was deleted meanwhile: asked again once the epoch is claimed, which a deleter fences. */
+  /**
+   * Throws where the volume was deleted meanwhile, or the caller has lost its right: asked once the epoch is claimed (a
+   * deleter that comes later fences it) and before anybody is fenced by it.
+   */
   confirm: () => Promise<void>;
 }
 

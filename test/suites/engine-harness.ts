@@ -77,7 +77,8 @@ export class EngineHarness {
     await catalog.create({ id: volumeId, name: "test", sizeBytes, blockSizeBytes: 4096, durability, parameters: {} });
   }
 
-  async open(mode: "take" | "resume" = "take"): Promise<Volume> {
+  /** A new engine, as a new process has it. */
+  async start(): Promise<void> {
     const { clock, random } = this;
     this.engine = await Engine.start({
       clock,
@@ -94,6 +95,10 @@ export class EngineHarness {
       uploadIntervalMs: 5000,
       ...this.#options,
     });
+  }
+
+  async open(mode: "take" | "resume" = "take"): Promise<Volume> {
+    await this.start();
     const journalDisk = await this.disk.directory("journal");
     this.volume = await this.engine.open(volumeId, {
       store: this.store,

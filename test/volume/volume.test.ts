@@ -340,3 +340,17 @@ test("resume refuses to claim what another node has taken, and leaves it alone",
   await second.write(0, Buffer.alloc(BLOCK, 2), true);
   await second.close();
 });
+
+test("who has lost the right to own a volume while it opens it fences nobody", async () => {
+  const harness = new EngineHarness();
+  await harness.create(GIB);
+  const owner = await harness.open();
+  const intruder = new EngineHarness();
+  const journalDisk = await intruder.disk.directory("journal");
+  await intruder.start();
+  const options = { store: harness.store, journalDisk, mode: "take", readOnly: false, publication: 7 } as const;
+  const confirm = (): Promise<void> => Promise.reject(new OperationError("in-use", "published to another node"));
+  await assert.rejects(intruder.engine.open(volumeId, { ...options, confirm }), { kind: "in-use" });
+  await owner.write(0, Buffer.alloc(BLOCK, 3), true);
+  await harness.close();
+});
