@@ -95,13 +95,17 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   process.exit(0);
 }
 
-/** No volume is opened before the store has shown that it keeps conditional writes. */
+/**
+ * No volume is served before the store has shown that it keeps conditional writes. One that this node had before a
+ * restart is opened meanwhile, because its users wait: where the probe fails, the process ends before it is served.
+ */
 function probedHost(pool: WorkerPool, redactor: ProcessContext["redactor"], probed: Promise<void>): VolumeHost {
   return {
     open: async (request) => {
       for (const secret of Object.values(request.secrets)) redactor.addSecret(secret);
-      await probed;
-      return await pool.open(request);
+      if (request.mode === "take") await probed;
+      const [volume] = await Promise.all([pool.open(request), probed]);
+      return volume;
     },
     openBroken: (request) => pool.openBroken(request),
   };
