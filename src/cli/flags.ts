@@ -144,7 +144,7 @@ export const flags = {
   },
   uploadMemory: {
     type: "size",
-    default: "128MiB",
+    default: "96MiB",
     min: 64 * 1024 ** 2,
     commands: ["server"],
     description: "memory for uploads in flight of all open volumes",
