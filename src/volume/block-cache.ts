@@ -36,7 +36,10 @@ const SPARED_FRACTION = 0.1;
 const SAVE_RATIO = 16;
 const MIN_SAVE_PARTS = 256;
 const MIN_SAVE_INTERVAL_MS = 10_000;
-/** A synchronous read that took longer was not in the page cache; then this many reads go off the thread. */
+/**
+ * Synchronous reads that took longer, two in a row, were not in the page cache (one alone may have lost its processor
+ * for a while); then this many reads go off the thread.
+ */
 const SLOW_READ_MS = 0.25;
 const SLOW_READ_CREDIT = 32;
 /** So many disk errors turn the cache off. */
@@ -91,6 +94,7 @@ export class BlockCache {
   #savedAtMs: number;
   #unsavedParts = 0;
   #slowCredit = 0;
+  #lastWasSlow = false;
   #failedWrites = 0;
   readonly #scratch = Buffer.allocUnsafeSlow(PART_BYTES);
   readonly #scratchBlocks: readonly Buffer[];
@@ -281,7 +285,9 @@ export class BlockCache {
     } catch (error) {
       return this.#readFailed(slot, error);
     }
-    if (this.#clock.monotonicMs() - started > SLOW_READ_MS) this.#slowCredit = SLOW_READ_CREDIT;
+    const isSlow = this.#clock.monotonicMs() - started > SLOW_READ_MS;
+    if (isSlow && this.#lastWasSlow) this.#slowCredit = SLOW_READ_CREDIT;
+    this.#lastWasSlow = isSlow;
     return true;
   }
 
