@@ -13,7 +13,7 @@
  *   a row that makes, on a read-only device      refuse: nothing to read yet
  */
 import { status as code } from "@grpc/grpc-js";
-import { OperationError } from "../base/errors.ts";
+import { isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import { discardDevice, flushDevice } from "../host/block-device.ts";
 import {
@@ -84,12 +84,15 @@ export async function mountVolume(volume: DeviceFileSystem, target: string, log:
     });
     await format(volume, decision);
   }
-  await mountFileSystem({
-    device: volume.device,
-    target,
-    fileSystem: volume.type,
-    options: fileSystemMountOptions(volume.type, volume.mountOptions, volume.readOnly),
-  });
+  const options = fileSystemMountOptions(volume.type, volume.mountOptions, volume.readOnly);
+  try {
+    await mountFileSystem({ device: volume.device, target, fileSystem: volume.type, options });
+  } catch (error) {
+    if (!volume.readOnly || !isKind(error, "unavailable")) throw error;
+    // Replaying the journal would write. Mounting without it would show files as they never were.
+    const hint = "after an unclean end publish the volume for writing once";
+    throw new OperationError("unavailable", `${error.message} (${hint})`, { cause: error });
+  }
 }
 
 async function inspect(volume: DeviceFileSystem): Promise<DeviceContent> {

@@ -1,6 +1,6 @@
 /** The socket, what every call logs, and that no secret ever leaves by a log or an answer. */
 import assert from "node:assert/strict";
-import { mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { link, mkdtemp, rename, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -43,6 +43,7 @@ test("the socket is for its owner alone, in a directory for its owner alone", as
   const directory = join(await temporary(context), "plugin");
   const socketPath = join(directory, "csi.sock");
   const server = await serveCsi({ socketPath, services: {}, log: new RecordingLog(), clock });
+  context.after(() => server.close());
   assert.equal((await stat(socketPath)).mode & 0o777, 0o600);
   assert.equal((await stat(directory)).mode & 0o777, 0o700);
   await server.close();
@@ -55,7 +56,6 @@ test("the socket of a dead process is replaced", async (context) => {
   const dead = createServer();
   await new Promise<void>((resolve) => dead.listen(socketPath, resolve));
   const keep = `${socketPath}.kept`;
-  const { link, rename } = await import("node:fs/promises");
   await link(socketPath, keep);
   await new Promise((resolve) => dead.close(resolve));
   await rename(keep, socketPath);

@@ -144,11 +144,13 @@ function lifeOfAVolume(fsType: FileSystemType): void {
     const file = dataPlane.fileOf(volumeId);
     await makeImage(whole, fsType);
     for (const seed of [1, 2, 3, 4]) {
-      await copySomeBlocks(whole, file, new SeededRandom(seed), seed === 4 ? 1 : 0.5);
+      await copySomeBlocks(whole, file, new SeededRandom(seed), { share: seed === 4 ? 1 : 0.5, litter: seed === 3 });
       await call("stage", { volumeCapability: mountAccess(fsType) });
       assert.equal(mountAt(await listMounts(), staging)?.fileSystem, fsType);
       const device = await devicePath();
       assert.equal(await hasFormatMarker(device, volumeBytes, volumeId), false);
+      // The log of xfs takes 64 MiB; what was there before would take as much again.
+      assert.ok((await stat(file)).blocks * 512 < 100 * 1024 ** 2, "what an earlier mkfs wrote was trimmed");
       await writeFile(join(staging, "file"), "kept");
       await unmount(staging);
       const checker = fsType === "xfs" ? ["xfs_repair", "-n"] : ["e2fsck", "-fn"];
@@ -184,7 +186,12 @@ async function makeImage(path: string, type: FileSystemType): Promise<void> {
 }
 
 /** What a crash in mkfs leaves: the marker, which was flushed before, and any part of what came after. */
-async function copySomeBlocks(from: string, to: string, random: SeededRandom, share: number): Promise<void> {
+async function copySomeBlocks(
+  from: string,
+  to: string,
+  random: SeededRandom,
+  part: { share: number; litter: boolean },
+): Promise<void> {
   const image = await readFile(from);
   const zeroes = Buffer.alloc(4096);
   await writeFile(to, "");
@@ -192,8 +199,10 @@ async function copySomeBlocks(from: string, to: string, random: SeededRandom, sh
   const file = openSync(to, "r+");
   for (let offset = 0; offset < volumeBytes; offset += zeroes.length) {
     const block = image.subarray(offset, offset + zeroes.length);
-    if (!block.equals(zeroes) && random.fraction() < share) writeSync(file, block, 0, block.length, offset);
+    if (!block.equals(zeroes) && random.fraction() < part.share) writeSync(file, block, 0, block.length, offset);
   }
+  // Worse than any mkfs leaves. mkfs is told that it finds zeroes, so they must be trimmed.
+  if (part.litter) writeSync(file, random.bytes(64 * 1024 ** 2), 0, 64 * 1024 ** 2, 0);
   writeSync(file, encodeFormatMarker(volumeId), 0, zeroes.length, volumeBytes - RESERVED_BYTES);
   closeSync(file);
 }
@@ -243,6 +252,14 @@ function definitions(): void {
       assert.equal(await digest(file), before, name);
       await rm(file);
     }
+  });
+
+  test("the marker is on the device before mkfs begins, and a volume too small for xfs still takes ext4", async () => {
+    dataPlane.sizeBytes = 8 * 1024 ** 2;
+    assert.equal(await codeOf("stage", { volumeCapability: mountAccess("xfs") }), code.INVALID_ARGUMENT);
+    assert.equal(await hasFormatMarker(await devicePath(), dataPlane.sizeBytes, volumeId), true);
+    await call("stage", { volumeCapability: mountAccess("ext4") });
+    assert.equal(mountAt(await listMounts(), staging)?.fileSystem, "ext4");
   });
 
   test("a single writer has one target, several writers have several, and a target has one kind of access", async () => {
@@ -307,7 +324,11 @@ function definitions(): void {
     execFileSync("sync");
     dataPlane.lose(volumeId);
     await call("stage");
-    assert.equal(mountAt(await listMounts(), staging)?.source, await devicePath());
+    const mounts = (await listMounts()).filter(({ mountPoint }) => mountPoint === staging);
+    assert.deepEqual(
+      mounts.map(({ source }) => source),
+      [await devicePath()],
+    );
     assert.equal(await readFile(join(staging, "file"), "utf8"), "kept");
   });
 

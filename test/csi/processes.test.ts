@@ -115,7 +115,7 @@ function definitions(): void {
   });
   after(() => cluster.close());
 
-  // Sixteen of its tests make a device; the rest was seen with the first variant.
+  // Only the node service is another one where volumes are devices.
   for (const { access, focus, least } of [
     { access: "mount", focus: "", least: 45 },
     { access: "block", focus: "Node Service", least: 16 },
