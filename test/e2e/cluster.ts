@@ -138,27 +138,27 @@ export class Cluster {
     return processes.map((each) => `--- ${each.command}${each.tail()}\n`).join("");
   }
 
-  /** Unmounts what is left, frees the devices, ends everything, removes the directory. */
+  /** Ends everything, frees the devices, unmounts what is left, removes the directory. */
   async close(): Promise<void> {
     this.controllerClient.close();
-    for (const node of this.nodes) {
-      node.closeClient();
-      node.server.signal("SIGCONT");
-    }
-    const mounts = (await listMounts()).filter((mount) => mount.mountPoint.startsWith(`${this.directory}/`));
-    for (const mount of mounts.toReversed()) await unmount(mount.mountPoint);
+    for (const node of this.nodes) node.closeClient();
     const processes = [this.controller, ...this.nodes.flatMap((node) => [node.service, node.server])];
     await Promise.all(processes.map((each) => each.stop("SIGKILL")));
-    await this.#freeDevices();
+    // A device goes when nobody has it open, and what it holds up can be unmounted once it goes.
+    const freed = this.#freeDevices();
+    const mounts = (await listMounts()).filter((mount) => mount.mountPoint.startsWith(`${this.directory}/`));
+    for (const mount of mounts.toReversed()) await unmount(mount.mountPoint);
+    await freed;
     await rm(this.directory, { recursive: true, force: true });
   }
 
   async #freeDevices(): Promise<void> {
     const kernel = await openKernelNbd({ clock: systemClock, log: nullLog });
-    for (const { index, backendIdentifier } of kernel.list()) {
-      if (!this.nodes.some((node) => backendIdentifier?.startsWith(`s3block:${node.id}:`) === true)) continue;
-      await kernel.disconnect({ index, backendIdentifier: backendIdentifier ?? "", force: true });
-    }
+    const devices = kernel.list().flatMap(({ index, backendIdentifier = "", connected }) => {
+      const isOurs = this.nodes.some((node) => backendIdentifier.startsWith(`s3block:${node.id}:`));
+      return connected && isOurs ? [{ index, backendIdentifier, force: true }] : [];
+    });
+    await Promise.all(devices.map((device) => kernel.disconnect(device)));
   }
 }
 
