@@ -12,7 +12,8 @@ import type { ErrorKind } from "../base/errors.ts";
 const kindKey = "s3block-error-kind";
 const maxDetails = 2048;
 
-const codeOfKind: Readonly<Record<ErrorKind, code>> = {
+/** Error kinds as gRPC codes, for both APIs: one of the two places where errors are translated (nbd/errno.ts). */
+export const codeOfKind: Readonly<Record<ErrorKind, code>> = {
   invalid: code.INVALID_ARGUMENT,
   "not-found": code.NOT_FOUND,
   conflict: code.ALREADY_EXISTS,

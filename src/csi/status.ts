@@ -1,23 +1,12 @@
 /**
- * Error kinds as gRPC codes: one of the two places where errors of the project are translated (nbd/errno.ts is the
- * other). A client takes CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE and ABORTED to mean "perhaps still at work, ask
+ * Errors as CSI answers: the codes of attachment/control-errors.ts, unless the specification wants another for one call.
+ * A client takes CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE and ABORTED to mean "perhaps still at work, ask
  * again" and every other code as final; a final answer to a call that had an effect leaks a volume. So whatever
  * nobody expected is UNAVAILABLE, never INTERNAL or UNKNOWN.
  */
 import { status as code } from "@grpc/grpc-js";
+import { codeOfKind } from "../attachment/control-errors.ts";
 import { describe, type ErrorContext, type ErrorKind, OperationError } from "../base/errors.ts";
-
-export const codeOfKind: Readonly<Record<ErrorKind, code>> = {
-  invalid: code.INVALID_ARGUMENT,
-  "not-found": code.NOT_FOUND,
-  conflict: code.ALREADY_EXISTS,
-  busy: code.ABORTED,
-  "in-use": code.FAILED_PRECONDITION,
-  exhausted: code.RESOURCE_EXHAUSTED,
-  unavailable: code.UNAVAILABLE,
-  fenced: code.FAILED_PRECONDITION,
-  corrupt: code.DATA_LOSS,
-};
 
 /** Where the specification wants another code for one call than the kind has: it wins. */
 export class CsiError extends OperationError {
