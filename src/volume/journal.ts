@@ -14,7 +14,7 @@
  */
 import { assert } from "../base/assert.ts";
 import { crc32 } from "../base/checksum.ts";
-import type { Disk } from "../base/disk.ts";
+import type { Disk, DiskFile } from "../base/disk.ts";
 import { asOperationError, describe, isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
@@ -86,6 +86,8 @@ export class Journal {
   #nextSync: Promise<void> | undefined;
   #preparing: Promise<void> | undefined;
   #roomWaiters: (() => void)[] = [];
+  /** The position at which the disk refused another file; undefined where it gave the last one. */
+  #refusedAt: number | undefined;
   #failure: OperationError | undefined;
   #closed = false;
   /** Set by a failed sync: sync() throws from then on. */
@@ -272,7 +274,8 @@ export class Journal {
     this.#offset += length;
     this.#unsynced.add(entry);
     const position = entry.number * this.#fileBytes + recordOffset;
-    if (this.#offset * 4 > this.#fileBytes && !this.#files.has(entry.number + 1)) this.#prepareNext();
+    if (this.#offset * 4 > this.#fileBytes && !this.#files.has(entry.number + 1) && this.#mayRetry())
+      this.#prepareNext();
     return source === undefined ? -position : position + head;
   }
 
@@ -457,6 +460,11 @@ export class Journal {
     }
   }
 
+  /** After a refusal by the disk, appends ask it again a sixteenth of a file later; those who wait for room, at once. */
+  #mayRetry(): boolean {
+    return this.#refusedAt === undefined || (this.position - this.#refusedAt) * 16 > this.#fileBytes;
+  }
+
   /** Makes the file after the current one ready, in the background, where there is none and the limit allows it. */
   #prepareNext(): void {
     if (this.#preparing !== undefined || this.#closed || this.#current === undefined) return;
@@ -478,28 +486,47 @@ export class Journal {
   }
 
   async #prepare(number: number): Promise<void> {
-    const spare = this.#spare.shift();
+    let spare = this.#spare.shift();
     try {
-      if (spare !== undefined) {
+      if (spare === undefined) {
+        this.#files.set(number, { number, file: await this.#makeFile(number), header: undefined });
+      } else {
         await this.#disk.rename(journalFileName(spare.number), journalFileName(number));
+        spare = { ...spare, number };
         // The new name must be durable before the first byte is written over: under its old name and with its old
         // header, the file would break the chain of those behind it.
         await this.#disk.sync();
         this.#files.set(number, { number, file: spare.file, header: undefined });
-      } else {
-        const file = await this.#disk.open(journalFileName(number), { create: true });
-        await file.allocate(this.#fileBytes);
-        await this.#disk.sync();
-        this.#files.set(number, { number, file, header: undefined });
+        spare = undefined;
       }
+      this.#refusedAt = undefined;
       await this.#trimSpares();
     } catch (error) {
       if (spare !== undefined) this.#spare.unshift(spare);
-      else if (this.#retireCurrent()) return await this.#prepare(number);
+      if (this.#files.has(number)) return;
+      const isNews = this.#refusedAt === undefined;
+      this.#refusedAt = this.position;
+      if (spare === undefined && this.#retireCurrent()) return await this.#prepare(number);
+      if (!isNews) return;
       const level = isKind(error, "exhausted")
         ? "the journal's disk is full: writes wait until S3 has taken older ones"
         : "cannot make a journal file";
       this.#log.warn(level, { operation: "journal", error: describe(error) });
+    }
+  }
+
+  /** A new file with all its space; nothing of it is left where the disk has no room. */
+  async #makeFile(number: number): Promise<DiskFile> {
+    const name = journalFileName(number);
+    const file = await this.#disk.open(name, { create: true });
+    try {
+      await file.allocate(this.#fileBytes);
+      await this.#disk.sync();
+      return file;
+    } catch (error) {
+      await file.close();
+      await this.#disk.remove(name).catch(() => undefined);
+      throw error;
     }
   }
 

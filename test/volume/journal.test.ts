@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { OperationError } from "../../src/base/errors.ts";
-import { nullLog } from "../../src/base/log.ts";
+import { type Log, nullLog } from "../../src/base/log.ts";
 import { MemoryDisk } from "../../src/base/memory-disk.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { EXTENT_DATA } from "../../src/volume/format/journal-record.ts";
@@ -242,6 +242,30 @@ test("files go round within the limit, and one file is enough where the disk has
     }
     await journal.close();
   }
+});
+
+test("a disk without room is asked again now and then, and told of once; nothing is left of the attempts", async () => {
+  const disk = new MemoryDisk({ capacityBytes: FILE_BYTES + 64 * 1024 });
+  let warnings = 0;
+  let attempts = 0;
+  const log: Log = { ...nullLog, warn: () => (warnings += 1), child: () => log };
+  const options = { disk, uid, random: new SeededRandom(6), log, limitBytes: 4 * FILE_BYTES, fileBytes: FILE_BYTES };
+  const journal = await Journal.open(options);
+  await journal.begin(1);
+  disk.setFault((call) => {
+    if (call.operation === "open") attempts += 1;
+  });
+  for (let turn = 0; journal.hasRoom(1); turn += 1) {
+    journal.append(1, turn, 1, Buffer.alloc(BLOCK, 1));
+    for (let pause = 0; pause < 20; pause += 1) await Promise.resolve();
+  }
+  assert.ok(attempts > 2 && attempts <= 16, `${attempts} attempts`);
+  assert.equal(warnings, 1);
+  assert.deepEqual(await disk.list(), ["0000000000000001.journal"]);
+  disk.setCapacity(8 * FILE_BYTES);
+  await journal.waitForRoom();
+  assert.ok(journal.hasRoom(1));
+  await journal.close();
 });
 
 test("rot in the journal is found when it is read", async () => {
