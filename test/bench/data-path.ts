@@ -1,72 +1,81 @@
 /**
- * Reads and writes beside nbdkit's file plugin on the same disk, run for run in turn, on a volume with default settings
- * whose store is a directory of that disk too: what is written is uploaded meanwhile, by the same two cores.
+ * Reads and writes beside nbdkit's file plugin on the same disk, run for run in turn, on volumes with default settings
+ * whose store is a directory of that disk too: what is written is uploaded meanwhile, by the same processors.
  *
- * Writes: bounded in bytes, so that the journal takes them, and drained in between. Reads: "just written" find data in
- * journal and cache alike; "cached" ones come after everything was uploaded, from the cache's file alone.
+ * Random and sequential loads have a volume each, because what was written at random is read in pieces. Before a
+ * write everything is uploaded, so that none pays for another; reads follow writes at once and find data in the
+ * journal. "Cached" reads come when the journal is empty, from the cache's file alone.
  */
 import { join } from "node:path";
 import type { Extent, Load, LoadResult, Target } from "./fio.ts";
 import { runFio } from "./fio.ts";
 import type { Pace } from "./pace.ts";
-import type { Row } from "./report.ts";
+import type { Goal, Row } from "./report.ts";
 import { median, ratioOf, row } from "./report.ts";
 import { BenchServer, startNbdkit } from "./servers.ts";
 
 const mib = 1024 ** 2;
-const volumeBytes = 512 * mib;
+const volumeBytes = 256 * mib;
 
 interface Case {
   load: Load;
   extent: Extent;
   /** Goal of the ratio of requests per second. */
-  goal?: number;
+  goal?: Goal;
 }
+
+const atLeastEqual: Goal = { comparison: ">=", value: 1 };
 
 interface Side {
   requestsPerSecond: number[];
   serverMicroseconds: number[];
 }
 
-/** All rows, and the most memory that the server ever had resident. */
 export async function measureDataPath(directory: string, pace: Pace): Promise<Row[]> {
   const server = await BenchServer.start(join(directory, "data-path"));
-  const nbdkit = await startNbdkit(directory, volumeBytes);
+  const nbdkit = await startNbdkit(join(directory, "data-path-peer"), volumeBytes);
   try {
-    await server.create("data-path", "1GiB", "local");
-    const ours = server.target("data-path", volumeBytes);
-    for (const target of [ours, nbdkit.target]) await fill(target);
-    const read: Extent = { seconds: pace.seconds };
-    const write: Extent = { bytes: pace.writeBytes };
-    const small: Extent = { seconds: pace.seconds };
-    const compare = (cases: Case[]): Promise<Row[]> =>
+    const targets = { random: await makeVolume(server, "random"), sequential: await makeVolume(server, "sequential") };
+    await runFio(sequential("write", mib, 4), nbdkit.target, { bytes: volumeBytes });
+    const timed: Extent = { seconds: pace.seconds };
+    const written: Extent = { bytes: pace.writeBytes };
+    const compare = (ours: Target, cases: Case[]): Promise<Row[]> =>
       measureInTurn(cases, { server, ours, peer: nbdkit.target, pace });
-    const written = await compare([
-      { load: random("randwrite", 32), extent: small, goal: 1 },
-      { load: random("randread", 32), extent: read, goal: 1 },
-      { load: random("randwrite", 1), extent: small },
-      { load: random("randread", 1), extent: read },
-      { load: sequential("write", 128 * 1024, 8), extent: write },
-      { load: sequential("read", 128 * 1024, 8), extent: read },
-      { load: sequential("write", mib, 4), extent: write },
-      { load: sequential("read", mib, 4), extent: read },
-    ]);
-    await server.drained();
-    await runFio(sequential("read", mib, 4), ours, { bytes: volumeBytes });
+    const rows = [
+      ...(await compare(targets.random, [
+        { load: random("randwrite", 32), extent: timed, goal: atLeastEqual },
+        { load: random("randread", 32), extent: timed, goal: atLeastEqual },
+        { load: random("randwrite", 1), extent: timed },
+        { load: random("randread", 1), extent: timed },
+      ])),
+      ...(await compare(targets.sequential, [
+        { load: sequential("write", 128 * 1024, 8), extent: written },
+        { load: sequential("read", 128 * 1024, 8), extent: timed },
+        { load: sequential("write", mib, 4), extent: written },
+        { load: sequential("read", mib, 4), extent: timed },
+      ])),
+    ];
+    for (const target of Object.values(targets)) {
+      await server.drain(target);
+      // What the cache had no time for comes from the store now.
+      await runFio(sequential("read", mib, 4), target, { bytes: volumeBytes });
+    }
     const before = await server.cacheReads();
-    const cached = await compare([
-      { load: named(random("randread", 32), "cached"), extent: read, goal: 1.01 },
-      { load: named(random("randread", 1), "cached"), extent: read },
-      { load: named(sequential("read", 128 * 1024, 8), "cached"), extent: read },
-    ]);
+    rows.push(
+      ...(await compare(targets.random, [
+        { load: cached(random("randread", 32)), extent: timed, goal: { comparison: ">", value: 1 } },
+        { load: cached(random("randread", 1)), extent: timed },
+      ])),
+      ...(await compare(targets.sequential, [{ load: cached(sequential("read", 128 * 1024, 8)), extent: timed }])),
+    );
     const after = await server.cacheReads();
-    const hits = (after.hits - before.hits) / Math.max(1, after.hits - before.hits + after.misses - before.misses);
+    const hits = after.hits - before.hits;
+    const share = hits / Math.max(1, hits + after.misses - before.misses);
     const { residentMib, peakMib } = await server.memory();
     return [
-      ...written,
-      ...cached,
-      row("cached reads that the cache answered", hits * 100, "%"),
-      row("resident memory of a server with one busy volume, most ever", peakMib, "MiB", {
+      ...rows,
+      row("reads called cached that the cache answered", share * 100, "%"),
+      row("resident memory of a server with a busy volume, most ever", peakMib, "MiB", {
         goal: { comparison: "<", value: 400 },
         note: `${Math.round(residentMib)} MiB at the end`,
       }),
@@ -75,6 +84,14 @@ export async function measureDataPath(directory: string, pace: Pace): Promise<Ro
     await nbdkit.stop();
     await server.stop();
   }
+}
+
+/** A volume that holds data everywhere that the loads read. */
+async function makeVolume(server: BenchServer, name: string): Promise<Target> {
+  await server.create(name, "1GiB", "s3");
+  const target = server.target(name, volumeBytes);
+  await runFio(sequential("write", mib, 4), target, { bytes: volumeBytes });
+  return target;
 }
 
 function random(pattern: "randread" | "randwrite", depth: number): Load {
@@ -87,12 +104,8 @@ function sequential(pattern: "read" | "write", blockBytes: number, depth: number
   return { name: `sequential ${size} ${pattern}, depth ${depth}`, pattern, blockBytes, depth };
 }
 
-function named(load: Load, state: string): Load {
-  return { ...load, name: `${state}: ${load.name}` };
-}
-
-async function fill(target: Target): Promise<void> {
-  await runFio(sequential("write", mib, 4), target, { bytes: volumeBytes });
+function cached(load: Load): Load {
+  return { ...load, name: `cached: ${load.name}` };
 }
 
 interface Contest {
@@ -104,17 +117,16 @@ interface Contest {
 
 /** Every case in every round on both servers, who begins changing from round to round. */
 async function measureInTurn(cases: readonly Case[], { server, ours, peer, pace }: Contest): Promise<Row[]> {
-  const results = cases.map(() => [side(), side()]);
+  const results = cases.map(() => [side(), side()] as const);
   for (let round = 0; round < pace.rounds; round += 1) {
     for (const [index, { load, extent }] of cases.entries()) {
       for (const turn of round % 2 === 0 ? [0, 1] : [1, 0]) {
+        if (turn === 0 && load.pattern.endsWith("write")) await server.drain(ours);
         add(results[index][turn], await runFio(load, turn === 0 ? ours : peer, extent, round + 1));
-        // What one run left to upload must not be paid by the next.
-        if (turn === 0 && load.pattern.endsWith("write")) await server.drained();
       }
     }
   }
-  return cases.flatMap((each, index) => rowsOf(each, results[index][0], results[index][1]));
+  return cases.map((each, index) => rowOf(each, results[index][0], results[index][1]));
 }
 
 function side(): Side {
@@ -126,15 +138,13 @@ function add(to: Side, result: LoadResult): void {
   to.serverMicroseconds.push(result.serverMicroseconds);
 }
 
-function rowsOf({ load, goal }: Case, ours: Side, peer: Side): Row[] {
+function rowOf({ load, goal }: Case, ours: Side, peer: Side): Row {
   const { value, note } = ratioOf(ours.requestsPerSecond, peer.requestsPerSecond);
-  const absolute = (which: Side): string =>
-    `${Math.round(median(which.requestsPerSecond))}/s and ${median(which.serverMicroseconds).toFixed(1)} µs of processor`;
-  return [
-    row(load.name, value, "×", {
-      peer: "nbdkit file",
-      ...(goal === undefined ? {} : { goal: { comparison: goal > 1 ? ">" : ">=", value: Math.floor(goal) } }),
-      note: `${note}; ${absolute(ours)} against ${absolute(peer)}`,
-    }),
-  ];
+  const absolute = ({ requestsPerSecond, serverMicroseconds }: Side): string =>
+    `${Math.round(median(requestsPerSecond))}/s at ${median(serverMicroseconds).toFixed(1)} µs of processor`;
+  return row(load.name, value, "×", {
+    peer: "nbdkit file",
+    ...(goal === undefined ? {} : { goal }),
+    note: `${note}; ${absolute(ours)} against ${absolute(peer)}`,
+  });
 }

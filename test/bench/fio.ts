@@ -67,7 +67,9 @@ export async function runFio(load: Load, target: Target, extent: Extent, seed = 
       "--output-format=json",
       `--output=${output}`,
       ...(load.flushEvery === undefined ? [] : [`--fsync=${load.flushEvery}`]),
-      ...("seconds" in extent ? ["--time_based", `--runtime=${extent.seconds}`] : [`--io_size=${extent.bytes}`]),
+      ...("seconds" in extent
+        ? ["--time_based", `--runtime=${Math.round(extent.seconds * 1000)}ms`]
+        : [`--io_size=${extent.bytes}`]),
     ];
     const before = await processorSeconds(target.pid);
     await execute("fio", args);

@@ -9,8 +9,9 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { s3block, ServerProcess } from "../cli/program.ts";
 import type { S3Server } from "../suites/s3-server.ts";
-import type { Target } from "./fio.ts";
+import { type Load, runFio, type Target } from "./fio.ts";
 
+const oneFlush: Load = { name: "flush", pattern: "randwrite", blockBytes: 4096, depth: 1, flushEvery: 1 };
 const startTimeoutMs = 10_000;
 const drainTimeoutMs = 300_000;
 
@@ -78,6 +79,12 @@ export class BenchServer {
     return { uri: this.uri(volume), pid: this.pid, sizeBytes };
   }
 
+  /** Has everything uploaded that a volume of durability "s3" was given, and waits until its journal is free again. */
+  async drain(target: Target): Promise<void> {
+    await runFio(oneFlush, target, { bytes: oneFlush.blockBytes });
+    await this.drained();
+  }
+
   /** Waits until the store holds everything that the volumes were given, and the journals are free again. */
   async drained(): Promise<void> {
     for (let waitedMs = 0; waitedMs < drainTimeoutMs; waitedMs += 50) {
@@ -127,6 +134,7 @@ export async function startNbdkit(
   directory: string,
   sizeBytes: number,
 ): Promise<{ target: Target; stop(): Promise<void> }> {
+  await mkdir(directory, { recursive: true });
   const path = join(directory, "nbdkit.raw");
   const socket = join(directory, "nbdkit.sock");
   await writeFile(path, "");

@@ -57,7 +57,7 @@ export async function measureFlushes(server: BenchServer, s3: S3Server, director
   await server.create("flush-s3", "1GiB", "s3");
   await server.create("flush-local", "1GiB", "local");
   const store = openS3(s3);
-  const nbdkit = await startNbdkit(directory, volumeBytes);
+  const nbdkit = await startNbdkit(join(directory, "flush-peer"), volumeBytes);
   try {
     const rows: Row[] = [];
     for (const { name, load, objectBytes, puts } of flushCases) {
