@@ -3,14 +3,14 @@
  * node has lost everything of its own; on a directory store and on a real S3 server.
  */
 import assert from "node:assert/strict";
-import { mkdtemp, open, readdir, rm } from "node:fs/promises";
+import { mkdtemp, open, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { kernelTests } from "../kernel/kernel-tests.ts";
 import { type S3Server, startS3Server } from "../suites/s3-server.ts";
-import { Claim } from "./claim.ts";
+import { Claim, refusal } from "./claim.ts";
 import { Cluster, useCluster } from "./cluster.ts";
 import { fillTree, listTree, run } from "./content.ts";
 
@@ -97,6 +97,22 @@ function onS3Server(): void {
       await keepEverything(started(), ["ext4"], join(root, s3.bucket));
     },
   );
+
+  test("a wrong secret at NodeStage is told and leaves no device; with the right one it succeeds", async () => {
+    const claim = new Claim(started(), { name: "secret", use: "block" });
+    await claim.create();
+    await claim.publish();
+    const secrets = { accessKeyId: s3.accessKeyId, secretAccessKey: "canary-wrong-secret" };
+    const mistaken = new Claim(started(), { name: "secret", use: "block", secrets });
+    Object.assign(mistaken, { volumeId: claim.volumeId, publishContext: claim.publishContext });
+    const { code, text } = await refusal(() => mistaken.stage());
+    assert.equal(code, "INVALID_ARGUMENT");
+    assert.match(text, /signature does not match: check the access key and the secret/);
+    assert.doesNotMatch(text + JSON.stringify(claim.node.server.lines), /canary/);
+    assert.equal(await readFile("/sys/block/nbd0/size", "utf8"), "0\n");
+    await claim.bringUp();
+    await claim.remove();
+  });
 
   test("while the store is away writers wait, and none of them sees an error", { timeout: 120_000 }, async () => {
     const claim = new Claim(started(), { name: "waiting" });
