@@ -9,9 +9,10 @@ import { join } from "node:path";
 import { after, afterEach, before } from "node:test";
 import { nullLog } from "../../src/base/log.ts";
 import { systemClock } from "../../src/base/system-clock.ts";
-import { listMounts, unmount } from "../../src/host/mount.ts";
+import { listMounts } from "../../src/host/mount.ts";
 import { openKernelNbd } from "../../src/nbd/kernel/kernel-nbd.ts";
 import { CsiClient } from "../csi/csi-client.ts";
+import { run } from "./content.ts";
 import { DriverProcess } from "./process.ts";
 
 export interface ClusterOptions {
@@ -144,10 +145,10 @@ export class Cluster {
     for (const node of this.nodes) node.closeClient();
     const processes = [this.controller, ...this.nodes.flatMap((node) => [node.service, node.server])];
     await Promise.all(processes.map((each) => each.stop("SIGKILL")));
-    // A device goes when nobody has it open, and what it holds up can be unmounted once it goes.
+    // A device goes when nobody has it open; a program that still writes there gets errors and ends.
     const freed = this.#freeDevices();
     const mounts = (await listMounts()).filter((mount) => mount.mountPoint.startsWith(`${this.directory}/`));
-    for (const mount of mounts.toReversed()) await unmount(mount.mountPoint);
+    for (const mount of mounts.toReversed()) await run("umount", ["--lazy", mount.mountPoint]);
     await freed;
     await rm(this.directory, { recursive: true, force: true });
   }

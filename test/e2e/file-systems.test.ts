@@ -135,7 +135,7 @@ function onS3Server(): void {
   });
 }
 
-kernelTests({ url: import.meta.url, name: "volumes hold what they are given", timeoutMs: 180_000 }, () => {
+kernelTests({ url: import.meta.url, name: "volumes hold what they are given", timeoutMs: 280_000 }, () => {
   describe("on a directory store", onDirectoryStore);
   describe("on an S3 server", onS3Server);
 });

@@ -50,7 +50,7 @@ async function fillDisk(freeBytes: number): Promise<() => Promise<void>> {
   return () => rm(filler);
 }
 
-kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeoutMs: 240_000 }, () => {
+kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeoutMs: 280_000 }, () => {
   useCluster(async () => {
     // Only in a guest of our own: the module may be in use elsewhere.
     if (process.env["S3BLOCK_GUEST"] === "1") {

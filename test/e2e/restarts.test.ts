@@ -60,7 +60,7 @@ function writeOn(path: string): { stop: () => Promise<string> } {
 }
 
 kernelTests(
-  { url: import.meta.url, name: "node service and controller restarted in calls", timeoutMs: 240_000 },
+  { url: import.meta.url, name: "node service and controller restarted in calls", timeoutMs: 280_000 },
   () => {
     const started = useCluster(() => Cluster.start());
 

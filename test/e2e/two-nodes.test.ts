@@ -86,7 +86,7 @@ function writeLate(path: string): Promise<string> {
   );
 }
 
-kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeoutMs: 240_000 }, () => {
+kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeoutMs: 280_000 }, () => {
   useCluster(async () => {
     cluster = await Cluster.start({ nodes: ["e2e-a", "e2e-b"] });
     [first, second] = cluster.nodes;
