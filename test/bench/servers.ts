@@ -13,6 +13,8 @@ import { type Load, runFio, type Target } from "./fio.ts";
 
 const oneFlush: Load = { name: "flush", pattern: "randwrite", blockBytes: 4096, depth: 1, flushEvery: 1 };
 const startTimeoutMs = 10_000;
+/** Every scrape of the metrics leaves garbage in the server that is measured. */
+const pollMs = 500;
 const drainTimeoutMs = 300_000;
 
 export interface StoreRequests {
@@ -82,15 +84,16 @@ export class BenchServer {
   /** Has everything uploaded that a volume of durability "s3" was given, and waits until its journal is free again. */
   async drain(target: Target): Promise<void> {
     await runFio(oneFlush, target, { bytes: oneFlush.blockBytes });
+    await sleep(pollMs / 5);
     await this.drained();
   }
 
   /** Waits until the store holds everything that the volumes were given, and the journals are free again. */
   async drained(): Promise<void> {
-    for (let waitedMs = 0; waitedMs < drainTimeoutMs; waitedMs += 50) {
+    for (let waitedMs = 0; waitedMs < drainTimeoutMs; waitedMs += pollMs) {
       const text = await this.#metrics();
       if (sum(text, "s3block_volume_journal_used_bytes") === 0) return;
-      await sleep(50);
+      await sleep(pollMs);
     }
     throw new Error("the server did not upload what it was given");
   }
