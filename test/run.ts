@@ -15,7 +15,7 @@ import { spec } from "node:test/reporters";
 type Counts = EventData.TestSummary["counts"];
 
 const root = join(import.meta.dirname, "..");
-const testTimeoutMs = 300_000;
+const testTimeoutMs = 900_000;
 
 /** Folders whose tests start processes of their own. */
 const serial = /^test\/(kernel|interop|csi|cli|e2e|bench|cluster)\//;

@@ -62,7 +62,7 @@ async function load(seconds: number): Promise<{ job: FioJob; stallSeconds: numbe
 }
 
 kernelTests(
-  { url: import.meta.url, name: "volumes attached to the kernel", timeoutMs: 300_000, memoryMib: 3072 },
+  { url: import.meta.url, name: "volumes attached to the kernel", timeoutMs: 840_000, memoryMib: 3072 },
   () => {
     before(async () => {
       ground = await Playground.make();

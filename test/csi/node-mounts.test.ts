@@ -423,6 +423,6 @@ async function holdMountsElsewhere(): Promise<{ end(): Promise<void> }> {
 }
 
 await loopTests(
-  { url: import.meta.url, name: "the node service on real devices and mounts", timeoutMs: 300_000 },
+  { url: import.meta.url, name: "the node service on real devices and mounts", timeoutMs: 840_000 },
   definitions,
 );

@@ -222,6 +222,6 @@ function definitions(): void {
 }
 
 kernelTests(
-  { url: import.meta.url, name: "controller, server and node as processes", timeoutMs: 400_000, memoryMib: 3072 },
+  { url: import.meta.url, name: "controller, server and node as processes", timeoutMs: 840_000, memoryMib: 3072 },
   definitions,
 );

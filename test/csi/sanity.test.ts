@@ -36,6 +36,6 @@ function definitions(): void {
 }
 
 await loopTests(
-  { url: import.meta.url, name: "csi-sanity passes with ext4, xfs and raw devices", timeoutMs: 300_000 },
+  { url: import.meta.url, name: "csi-sanity passes with ext4, xfs and raw devices", timeoutMs: 840_000 },
   definitions,
 );

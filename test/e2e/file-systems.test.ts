@@ -62,7 +62,7 @@ function onDirectoryStore(): void {
 
   test(
     "ext4, xfs and a raw device keep every byte when the node loses its disk, and leave nothing when deleted",
-    { timeout: 120_000 },
+    { timeout: 360_000 },
     async () => {
       await keepEverything(started(), ["ext4", "xfs"], started().storeDirectory);
     },
@@ -92,7 +92,7 @@ function onS3Server(): void {
 
   test(
     "ext4 and a raw device keep every byte when the node loses its disk, and leave nothing when deleted",
-    { timeout: 120_000 },
+    { timeout: 360_000 },
     async () => {
       await keepEverything(started(), ["ext4"], join(root, s3.bucket));
     },
@@ -114,7 +114,7 @@ function onS3Server(): void {
     await claim.remove();
   });
 
-  test("while the store is away writers wait, and none of them sees an error", { timeout: 120_000 }, async () => {
+  test("while the store is away writers wait, and none of them sees an error", { timeout: 360_000 }, async () => {
     const claim = new Claim(started(), { name: "waiting" });
     await claim.bringUp();
     const { port } = s3;
@@ -135,7 +135,7 @@ function onS3Server(): void {
   });
 }
 
-kernelTests({ url: import.meta.url, name: "volumes hold what they are given", timeoutMs: 280_000 }, () => {
+kernelTests({ url: import.meta.url, name: "volumes hold what they are given", timeoutMs: 840_000 }, () => {
   describe("on a directory store", onDirectoryStore);
   describe("on an S3 server", onS3Server);
 });

@@ -50,7 +50,7 @@ async function fillDisk(freeBytes: number): Promise<() => Promise<void>> {
   return () => rm(filler);
 }
 
-kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeoutMs: 280_000 }, () => {
+kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeoutMs: 840_000 }, () => {
   useCluster(async () => {
     // Only in a guest of our own: the module may be in use elsewhere.
     if (process.env["S3BLOCK_GUEST"] === "1") {
@@ -68,7 +68,7 @@ kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeout
 
   test(
     "durability local: what was flushed outlives server and machine, metrics tell what S3 lacks",
-    { timeout: 90_000 },
+    { timeout: 270_000 },
     async () => {
       const claim = new Claim(cluster, { name: "local", parameters: local });
       await claim.bringUp();
@@ -97,7 +97,7 @@ kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeout
 
   test(
     "no room for a journal: NodeStage says so, leaves nothing, and succeeds once there is room",
-    { timeout: 90_000 },
+    { timeout: 270_000 },
     async () => {
       const claim = new Claim(cluster, { name: "no-room" });
       await claim.create();
@@ -116,7 +116,7 @@ kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeout
 
   test(
     "a disk that fills up under writes: they wait for S3 and go on, without an error",
-    { timeout: 90_000 },
+    { timeout: 270_000 },
     async () => {
       const claim = new Claim(cluster, { name: "filling", parameters: local });
       await claim.bringUp();
@@ -138,7 +138,7 @@ kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeout
     },
   );
 
-  test("more volumes than the kernel has devices ready: it makes more of them", { timeout: 90_000 }, async () => {
+  test("more volumes than the kernel has devices ready: it makes more of them", { timeout: 270_000 }, async () => {
     const claims = ["one", "two"].map((name) => new Claim(cluster, { name, use: "block", sizeBytes: 2 ** 20 }));
     for (const claim of claims) await claim.bringUp();
     for (const [index, claim] of claims.entries()) await writeFile(claim.target, `volume ${index}`, { flag: "r+" });

@@ -60,13 +60,13 @@ function writeOn(path: string): { stop: () => Promise<string> } {
 }
 
 kernelTests(
-  { url: import.meta.url, name: "node service and controller restarted in calls", timeoutMs: 280_000 },
+  { url: import.meta.url, name: "node service and controller restarted in calls", timeoutMs: 840_000 },
   () => {
     const started = useCluster(() => Cluster.start());
 
     test(
       "every call that is cut off converges when it is repeated, and a mounted volume notices nothing",
-      { timeout: 180_000 },
+      { timeout: 600_000 },
       async () => {
         const cluster = started();
         const { controller, nodes } = cluster;

@@ -86,7 +86,7 @@ function writeLate(path: string): Promise<string> {
   );
 }
 
-kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeoutMs: 280_000 }, () => {
+kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeoutMs: 840_000 }, () => {
   useCluster(async () => {
     cluster = await Cluster.start({ nodes: ["e2e-a", "e2e-b"] });
     [first, second] = cluster.nodes;
@@ -95,7 +95,7 @@ kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeo
 
   test(
     "while a volume is published to one node the other gets it neither from the controller nor by staging it",
-    { timeout: 90_000 },
+    { timeout: 270_000 },
     async () => {
       const claim = new Claim(cluster, { name: "held" });
       await claim.bringUp();
@@ -116,7 +116,7 @@ kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeo
 
   test(
     "a node that loses its volume while it runs answers errors, can be cleaned, and may own it again later",
-    { timeout: 90_000 },
+    { timeout: 270_000 },
     async () => {
       const claim = new Claim(cluster, { name: "taken" });
       await claim.bringUp();
@@ -147,7 +147,7 @@ kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeo
 
   test(
     "a frozen owner that wakes after a take-over gets no write into the store and no flush acknowledged",
-    { timeout: 90_000 },
+    { timeout: 270_000 },
     async () => {
       const claim = new Claim(cluster, { name: "frozen" });
       await claim.bringUp();
@@ -171,7 +171,7 @@ kernelTests({ url: import.meta.url, name: "two nodes race for one volume", timeo
 
   test(
     "a fenced owner that was restarted serves errors on its device until it is unstaged",
-    { timeout: 90_000 },
+    { timeout: 270_000 },
     async () => {
       const claim = new Claim(cluster, { name: "restarted" });
       await claim.bringUp();

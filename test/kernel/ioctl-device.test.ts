@@ -35,7 +35,7 @@ async function serve(backendIdentifier: string) {
   return { ...connected, backendIdentifier, transmission };
 }
 
-kernelTests({ url: import.meta.url, name: "kernel devices by ioctl", timeoutMs: 120_000 }, () => {
+kernelTests({ url: import.meta.url, name: "kernel devices by ioctl", timeoutMs: 840_000 }, () => {
   before(async () => {
     kernel = await openKernelNbd({ clock: systemClock, log: nullLog, interface: "ioctl" });
   });

@@ -209,7 +209,7 @@ function defineEdgeTests(): void {
   });
 }
 
-kernelTests({ url: import.meta.url, name: "kernel devices by netlink", timeoutMs: 180_000 }, () => {
+kernelTests({ url: import.meta.url, name: "kernel devices by netlink", timeoutMs: 840_000 }, () => {
   before(async () => {
     kernel = await openKernelNbd({ clock: systemClock, log: nullLog, interface: "netlink" });
     directory = mkdtempSync(join(tmpdir(), "kernel-device-"));

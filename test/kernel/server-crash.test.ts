@@ -49,7 +49,7 @@ async function load(file: string): Promise<FioReport> {
   return JSON.parse(stdout.slice(stdout.indexOf("{"))) as FioReport;
 }
 
-kernelTests({ url: import.meta.url, name: "a killed server is replaced under load", timeoutMs: 120_000 }, () => {
+kernelTests({ url: import.meta.url, name: "a killed server is replaced under load", timeoutMs: 840_000 }, () => {
   before(() => {
     directory = mkdtempSync(join(tmpdir(), "server-crash-"));
   });
