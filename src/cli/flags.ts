@@ -160,13 +160,31 @@ export const flags = {
   listen: {
     type: "list",
     commands: ["server"],
-    description: "serve volumes to NBD clients at unix:/path or tcp://host:port; the export's name is the volume id",
+    description:
+      "serve volumes to NBD clients at unix:/path or, with TLS, tcp://host:port; the export's name is the volume id",
+  },
+  tlsCertFile: {
+    type: "string",
+    commands: ["server"],
+    description: "PEM file with the certificate for tcp:// in --listen, read again for every client",
+  },
+  tlsKeyFile: {
+    type: "string",
+    commands: ["server"],
+    description: "PEM file with the key of --tls-cert-file",
+  },
+  tlsCaFile: {
+    type: "string",
+    commands: ["server"],
+    description:
+      "PEM file of the authority that signs clients' certificates: who has one reads and writes every volume",
   },
   insecure: {
     type: "boolean",
     default: false,
     commands: ["server"],
-    description: "allow tcp:// in --listen: anybody who reaches the port reads and writes every volume, unencrypted",
+    description:
+      "serve tcp:// in --listen without TLS: anybody who reaches the port reads and writes every volume, unencrypted",
   },
   exportIdleMs: {
     type: "number",

@@ -49,7 +49,7 @@ interface Parts extends ProcessContext {
 
 export async function runServer({ values }: ParsedArguments): Promise<void> {
   const settings = storeSettings(values);
-  const addresses = listenAddresses(values.listen, values.insecure);
+  const addresses = listenAddresses(values);
   const nodeId = nodeIdOf(values);
   const { log, redactor } = startLogging(values, { process: "server", nodeId });
   dieOfBugs(log);
@@ -184,9 +184,10 @@ async function serveClients(
   const server = new NbdServer({ source, clock: systemClock, log, transmit: transmitElsewhere(libc) });
   for (const address of addresses) {
     const port = await server.listen(address);
-    const where = "path" in address ? { path: address.path } : { host: address.host, port };
+    const where =
+      "path" in address ? { path: address.path } : { host: address.host, port, tls: address.tls !== undefined };
     log.info("volumes are served to nbd clients", { operation: "start", ...where });
-    if ("host" in address)
+    if ("host" in address && address.insecure === true)
       log.warn("nbd over tcp is neither encrypted nor authenticated", { operation: "start", ...where });
   }
   return server;

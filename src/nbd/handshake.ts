@@ -1,7 +1,9 @@
 /**
- * Fixed newstyle negotiation, server side: EXPORT_NAME, GO, INFO, LIST, ABORT; any other option is answered "unsupported"
- * and its data skipped, so both sides stay in step. One function a phase, one entry in a table an option.
+ * Fixed newstyle negotiation, server side: EXPORT_NAME, GO, INFO, LIST, ABORT, STARTTLS; any other option is answered
+ * "unsupported" and its data skipped, so both sides stay in step. One function a phase, one entry in a table an option.
  *
+ * Where TLS is asked for, it is the protocol's FORCEDTLS mode: before STARTTLS nothing but ABORT is answered otherwise than
+ * "TLS required", no export is looked at, and not one byte that came before TLS counts as if it had come through it.
  * It ends with an open export and the bytes received after the negotiation, so transmission may run elsewhere; or with
  * undefined: the connection is then ended or destroyed and nothing is held.
  * Memory is bounded by the reader's; how many options a client may send, by OPTION_LIMIT; how long it takes, by the caller.
@@ -27,10 +29,12 @@ import {
   OPTION_INFO,
   OPTION_LIST,
   OPTION_MAGIC,
+  OPTION_STARTTLS,
   PAYLOAD_LIMIT_BYTES,
   PREFERRED_BLOCK_SIZE_BYTES,
   REPLY_ACK,
   REPLY_ERROR_INVALID,
+  REPLY_ERROR_TLS_REQUIRED,
   REPLY_ERROR_TOO_BIG,
   REPLY_ERROR_UNKNOWN,
   REPLY_ERROR_UNSUPPORTED,
@@ -57,9 +61,16 @@ const OPTION_SKIP_LIMIT_BYTES = 1024 * 1024;
 
 export interface HandshakeOptions {
   log?: Log;
+  /**
+   * Makes a secret connection of the plain one, which it takes over; where it is given, clients must ask for that first.
+   * Rejects with an OperationError where the client is not let in.
+   */
+  startTls?: (connection: Connection) => Promise<Connection>;
 }
 
 export interface HandshakeResult {
+  /** The one to go on with: another than before where TLS was started. */
+  connection: Connection;
   /** Open; whoever got it releases it. */
   handle: ExportHandle;
   name: string;
@@ -78,26 +89,30 @@ export async function performHandshake(
   source: ExportSource,
   options: HandshakeOptions = {},
 ): Promise<HandshakeResult | undefined> {
-  const handshake = new Handshake(connection, source, options.log ?? nullLog);
+  const handshake = new Handshake(connection, source, options);
   return handshake.perform();
 }
 
 type Step = "next" | "ended" | "transmission";
 
 class Handshake {
-  readonly #connection: Connection;
   readonly #source: ExportSource;
   readonly #log: Log;
-  readonly #reader: HandshakeReader;
+  #connection: Connection;
+  #reader: HandshakeReader;
+  /** Undefined where TLS is not served, and once it was started. */
+  #startTls: HandshakeOptions["startTls"];
+  #secured = false;
   #fixed = false;
   #noZeroes = false;
   /** The export opened last, by INFO or GO, so that GO after INFO opens it once. */
   #opened: { name: string; handle: ExportHandle } | undefined;
 
-  constructor(connection: Connection, source: ExportSource, log: Log) {
+  constructor(connection: Connection, source: ExportSource, options: HandshakeOptions) {
     this.#connection = connection;
     this.#source = source;
-    this.#log = log;
+    this.#log = options.log ?? nullLog;
+    this.#startTls = options.startTls;
     this.#reader = new HandshakeReader(connection);
   }
 
@@ -110,7 +125,7 @@ class Handshake {
         const opened = this.#opened;
         if (step === "transmission" && opened !== undefined) {
           this.#opened = undefined;
-          return { ...opened, leftover: this.#reader.takeLeftover() };
+          return { ...opened, connection: this.#connection, leftover: this.#reader.takeLeftover() };
         }
         this.#connection.end();
         return undefined;
@@ -145,7 +160,13 @@ class Handshake {
     if (!this.#fixed && header.option !== OPTION_EXPORT_NAME) {
       throw new ProtocolViolation(`option ${header.option} of a client that is not fixed newstyle`);
     }
-    switch (header.option) {
+    const { option } = header;
+    if (this.#startTls !== undefined && option !== OPTION_STARTTLS && option !== OPTION_ABORT) {
+      return this.#demandTls(header);
+    }
+    switch (option) {
+      case OPTION_STARTTLS:
+        return this.#secure(header);
       case OPTION_EXPORT_NAME:
         return this.#exportName(header);
       case OPTION_ABORT:
@@ -162,6 +183,36 @@ class Handshake {
         await this.#refuse(header, REPLY_ERROR_UNSUPPORTED, "option is not supported");
         return "next";
     }
+  }
+
+  async #demandTls(header: OptionHeader): Promise<Step> {
+    if (header.option === OPTION_EXPORT_NAME) throw new ProtocolViolation("an export is asked for before tls");
+    await this.#reader.skip(header.lengthBytes);
+    await this.#refuse(header, REPLY_ERROR_TLS_REQUIRED, "tls is required here: ask for it first");
+    return "next";
+  }
+
+  async #secure(header: OptionHeader): Promise<Step> {
+    const startTls = this.#startTls;
+    await this.#reader.skip(header.lengthBytes);
+    if (startTls === undefined || header.lengthBytes > 0) {
+      const isKnown = this.#secured || startTls !== undefined;
+      const message = this.#secured ? "tls was started already" : "tls cannot be started so";
+      await this.#refuse(header, isKnown ? REPLY_ERROR_INVALID : REPLY_ERROR_UNSUPPORTED, message);
+      return "next";
+    }
+    if (this.#reader.takeLeftover().length > 0) throw new ProtocolViolation("bytes sent before tls was granted");
+    await this.#reply(header, REPLY_ACK);
+    try {
+      this.#connection = await startTls(this.#connection);
+    } catch (error) {
+      if (error instanceof OperationError) throw new ProtocolViolation(error.message);
+      throw error;
+    }
+    this.#startTls = undefined;
+    this.#secured = true;
+    this.#reader = new HandshakeReader(this.#connection);
+    return "next";
   }
 
   /** The oldest option: no error can be answered, so the connection ends where the export cannot be opened. */

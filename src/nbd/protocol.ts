@@ -33,6 +33,7 @@ export const HANDSHAKE_NO_ZEROES = 2;
 export const OPTION_EXPORT_NAME = 1;
 export const OPTION_ABORT = 2;
 export const OPTION_LIST = 3;
+export const OPTION_STARTTLS = 5;
 export const OPTION_INFO = 6;
 export const OPTION_GO = 7;
 
@@ -43,6 +44,7 @@ export const REPLY_ERROR_UNSUPPORTED = 0x80000001;
 export const REPLY_ERROR_POLICY = 0x80000002;
 export const REPLY_ERROR_INVALID = 0x80000003;
 export const REPLY_ERROR_PLATFORM = 0x80000004;
+export const REPLY_ERROR_TLS_REQUIRED = 0x80000005;
 export const REPLY_ERROR_UNKNOWN = 0x80000006;
 export const REPLY_ERROR_SHUTDOWN = 0x80000007;
 export const REPLY_ERROR_TOO_BIG = 0x80000009;

@@ -3,8 +3,8 @@
  *
  * Bounds: connections in all, seconds a handshake may take, memory a connection and in all (transmission.ts, slab-pool.ts). A client that breaks
  * the protocol loses its own connection and nobody else's. A unix socket is for its owner alone (0600, in a 0700
- * directory where the server makes one); TCP has neither encryption nor authentication yet and is refused
- * unless whoever listens says that this is wanted.
+ * directory where the server makes one); TCP is served by TLS with client certificates (tls.ts), without only where
+ * whoever listens says that this is wanted.
  */
 import { chmod, mkdir, rm } from "node:fs/promises";
 import type { Socket } from "node:net";
@@ -16,12 +16,14 @@ import type { Log } from "../base/log.ts";
 import type { Connection } from "./connection.ts";
 import { Deadline } from "./deadline.ts";
 import type { ExportSource } from "./export-source.ts";
-import type { HandshakeResult } from "./handshake.ts";
+import type { HandshakeOptions, HandshakeResult } from "./handshake.ts";
 import { performHandshake } from "./handshake.ts";
 import { SlabPool } from "./slab-pool.ts";
-import { connectionOfAccepted } from "./socket-connection.ts";
+import { connectionOfAccepted, connectionOfStream, releaseStream } from "./socket-connection.ts";
 import { Transmission } from "./transmission.ts";
 import type { TransmissionEnd } from "./transmission.ts";
+import { checkTlsFiles, startTlsOn } from "./tls.ts";
+import type { TlsFiles } from "./tls.ts";
 
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const CONNECTION_LIMIT = 256;
@@ -31,7 +33,10 @@ export type ListenAddress =
   | {
       host: string;
       port: number;
-      /** Serve without TLS: anyone who reaches the port owns the data. */ insecure: boolean;
+      /** Every client must start TLS and show a certificate. */
+      tls?: TlsFiles;
+      /** Serve without TLS: anyone who reaches the port owns the data. */
+      insecure?: boolean;
     };
 
 /** A client being served; Transmission is one. */
@@ -98,21 +103,24 @@ export class NbdServer {
 
   /**
    * Starts to accept; may be called for several addresses. Answers the TCP port, 0 for a unix socket. A socket file that
-   * nobody listens on any more is replaced. "in-use" where somebody does; "invalid" for TCP without `insecure`.
+   * nobody listens on any more is replaced. "in-use" where somebody does; "invalid" for TCP with neither `tls` nor
+   * `insecure`, and where the files of `tls` do not serve.
    */
   async listen(address: ListenAddress): Promise<number> {
-    if ("host" in address && !address.insecure) {
+    const tls = "host" in address ? address.tls : undefined;
+    if ("host" in address && tls === undefined && address.insecure !== true) {
       throw new OperationError(
         "invalid",
-        "tcp needs tls, which is not built in yet: use a unix socket or ask for insecure",
+        "tcp needs the files of tls: give them, use a unix socket, or ask for insecure",
         {
           context: { host: address.host, port: address.port },
         },
       );
     }
+    if (tls !== undefined) await checkTlsFiles(tls);
     if ("path" in address) await prepareSocketPath(address.path);
     const listener = new Server({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true }, (socket) =>
-      this.#accept(socket),
+      this.#accept(socket, tls),
     );
     await bind(listener, address);
     this.#listeners.push(listener);
@@ -142,21 +150,29 @@ export class NbdServer {
     await Promise.all(listenersClosed);
   }
 
-  #accept(socket: Socket): void {
+  #accept(socket: Socket, tls: TlsFiles | undefined): void {
     if (this.#closing || this.#clients.size >= this.#connectionLimit) {
       if (!this.#closing) this.#log.warn("connection refused: too many", { connections: this.#clients.size });
       socket.on("error", () => {});
       socket.destroy();
       return;
     }
-    const client = this.#serve(connectionOfAccepted(socket)).finally(() => this.#clients.delete(client));
+    const served = tls === undefined ? this.#serve(connectionOfAccepted(socket)) : this.#serveSecretly(socket, tls);
+    const client = served.finally(() => this.#clients.delete(client));
     this.#clients.add(client);
   }
 
-  async #serve(connection: Connection): Promise<void> {
-    const negotiated = await this.#negotiate(connection);
+  #serveSecretly(socket: Socket, tls: TlsFiles): Promise<void> {
+    return this.#serve(connectionOfStream(socket), async (connection) => {
+      releaseStream(connection);
+      return connectionOfStream(await startTlsOn(socket, tls));
+    });
+  }
+
+  async #serve(connection: Connection, startTls?: HandshakeOptions["startTls"]): Promise<void> {
+    const negotiated = await this.#negotiate(connection, startTls);
     if (negotiated === undefined) return;
-    const transmission = this.#transmit(connection, negotiated);
+    const transmission = this.#transmit(negotiated.connection, negotiated);
     this.#serving.add(transmission);
     if (this.#closing) void transmission.destroy();
     const end = await transmission.closed;
@@ -175,7 +191,10 @@ export class NbdServer {
     });
   }
 
-  async #negotiate(connection: Connection): Promise<HandshakeResult | undefined> {
+  async #negotiate(
+    connection: Connection,
+    startTls: HandshakeOptions["startTls"],
+  ): Promise<HandshakeResult | undefined> {
     this.#handshakes.add(connection);
     const deadline = new Deadline(this.#clock, this.#handshakeTimeoutMs, () => {
       this.#log.warn("handshake refused", { reason: `not through after ${this.#handshakeTimeoutMs} ms` });
@@ -186,7 +205,10 @@ export class NbdServer {
       open: (name) => deadline.exempt(() => this.#source.open(name)),
     };
     try {
-      return await performHandshake(connection, source, { log: this.#log });
+      return await performHandshake(connection, source, {
+        log: this.#log,
+        ...(startTls === undefined ? {} : { startTls }),
+      });
     } finally {
       deadline.cancel();
       this.#handshakes.delete(connection);
@@ -197,7 +219,8 @@ export class NbdServer {
 function bind(listener: Server, address: ListenAddress): Promise<void> {
   return new Promise((resolve, reject) => {
     listener.once("error", (error) => reject(asOperationError(error, "unavailable", "cannot listen")));
-    listener.listen({ ...address, backlog: 128 }, () => resolve());
+    const where = "path" in address ? { path: address.path } : { host: address.host, port: address.port };
+    listener.listen({ ...where, backlog: 128 }, () => resolve());
   });
 }
 

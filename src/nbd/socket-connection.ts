@@ -2,7 +2,8 @@
  * Connection over a Node socket. Three ways in:
  * - connectionOfFd: a connected stream socket given by number (a kernel socketpair's end, a duplicated client's);
  * - connectionOfAccepted: a socket out of net.Server (created with pauseOnConnect and allowHalfOpen);
- * - connectionOfStream: any other socket or duplex stream, by 'data' events.
+ * - connectionOfStream: any other socket or duplex stream, by 'data' events; those that may have to be taken back
+ *   (releaseStream) to put TLS around them, and those of TLS.
  *
  * The first two receive straight into the receiver's memory (`onread`), which libuv's 64 KiB receive buffers of 'data'
  * events cannot: measured 1.2 against 2.7 GB/s for 128 KiB writes. Node offers `onread` only when a socket is
@@ -10,6 +11,7 @@
  */
 import { Socket } from "node:net";
 import type { Duplex } from "node:stream";
+import { TLSSocket } from "node:tls";
 import type { Connection, Receiver } from "./connection.ts";
 
 /** Where bytes land before a receiver's own memory is in place: once at the start and after a change of receiver. */
@@ -32,27 +34,44 @@ class StreamConnection implements Connection {
   readonly #nextTurn = (): void => {
     if (!this.#paused) this.#stream?.resume();
   };
+  readonly #listeners = {
+    error: (error: Error): void => {
+      this.#failure = error;
+    },
+    end: (): void => {
+      this.#ended = true;
+      this.#receiver?.ended();
+    },
+    close: (): void => {
+      this.#closed = true;
+      this.#receiver?.closed(this.#failure);
+    },
+    data: (bytes: Buffer): void => this.deliver(bytes),
+  };
   #ended = false;
   #ending = false;
   #closed = false;
 
-  setStream(stream: Duplex): void {
+  /** `byEvents`: bytes come by 'data' events, not into the receiver's memory. */
+  setStream(stream: Duplex, byEvents: boolean): void {
     this.#stream = stream;
+    const { data, ...others } = this.#listeners;
+    for (const [event, listener] of Object.entries(others)) stream.on(event, listener);
+    if (byEvents) stream.on("data", data);
     stream.pause();
-    stream.on("error", (error: Error) => {
-      this.#failure = error;
-    });
-    stream.on("end", () => {
-      this.#ended = true;
-      this.#receiver?.ended();
-    });
-    stream.on("close", () => {
-      this.#closed = true;
-      this.#receiver?.closed(this.#failure);
-    });
+  }
+
+  release(): Duplex | undefined {
+    const stream = this.#stream;
+    stream?.pause();
+    this.#receiver = undefined;
+    for (const event of ["data", "end"] as const) stream?.off(event, this.#listeners[event]);
+    return stream;
   }
 
   descriptor(): number | undefined {
+    // What stands in the socket below TLS is not what the connection carries.
+    if (this.#stream instanceof TLSSocket) return undefined;
     const { _handle: handle } = (this.#stream ?? {}) as { _handle?: { fd?: number } | null };
     return handle?.fd !== undefined && handle.fd >= 0 ? handle.fd : undefined;
   }
@@ -129,7 +148,7 @@ class StreamConnection implements Connection {
 
 /**
  * The descriptor behind a paused connection, to be duplicated for another thread; the connection still owns it and must
- * be destroyed afterwards. Undefined where the socket is gone.
+ * be destroyed afterwards. Undefined where the socket is gone, and where it carries TLS.
  */
 export function descriptorOf(connection: Connection): number | undefined {
   return connection instanceof StreamConnection ? connection.descriptor() : undefined;
@@ -140,6 +159,7 @@ export function connectionOfFd(fd: number): Connection {
   const connection = new StreamConnection();
   connection.setStream(
     new Socket({ fd, readable: true, writable: true, allowHalfOpen: true, onread: into(connection) }),
+    false,
   );
   return connection;
 }
@@ -150,7 +170,7 @@ export function connectionOfAccepted(accepted: Socket): Connection {
   if (handle === undefined || handle === null) return connectionOfStream(accepted);
   const connection = new StreamConnection();
   const options = { handle, allowHalfOpen: true, onread: into(connection) };
-  connection.setStream(new Socket(options as unknown as ConstructorParameters<typeof Socket>[0]));
+  connection.setStream(new Socket(options as unknown as ConstructorParameters<typeof Socket>[0]), false);
   Object.assign(accepted, { _handle: null });
   accepted.destroy();
   return connection;
@@ -158,9 +178,16 @@ export function connectionOfAccepted(accepted: Socket): Connection {
 
 export function connectionOfStream(stream: Duplex): Connection {
   const connection = new StreamConnection();
-  stream.on("data", (bytes: Buffer) => connection.deliver(bytes));
-  connection.setStream(stream);
+  connection.setStream(stream, true);
   return connection;
+}
+
+/**
+ * Takes the stream of connectionOfStream back: it is paused, and what it receives from now on is for whoever has it.
+ * Destroying the connection still destroys it.
+ */
+export function releaseStream(connection: Connection): Duplex | undefined {
+  return connection instanceof StreamConnection ? connection.release() : undefined;
 }
 
 function into(connection: StreamConnection) {

@@ -123,12 +123,25 @@ test("a store must be given", () => {
   assert.throws(() => storeSettings(parseArguments("server", [], {}).values), invalid(/--store or set S3BLOCK_STORE/));
 });
 
-test("tcp needs the word insecure, and every other address is a path", () => {
-  assert.deepEqual(listenAddresses(["unix:/run/x.sock"], false), [{ path: "/run/x.sock" }]);
-  assert.deepEqual(listenAddresses(["tcp://[::1]:10809"], true), [{ host: "::1", port: 10809, insecure: true }]);
-  assert.throws(() => listenAddresses(["tcp://0.0.0.0:10809"], false), invalid(/not encrypted.*--insecure/));
-  for (const text of ["unix:relative", "http://x", "tcp://x", "tcp://x:70000", ""]) {
-    assert.throws(() => listenAddresses([text], true), invalid(/./));
+test("tcp needs the files of tls or the word insecure, and every other address is a path", () => {
+  const addresses = (...args: string[]) => listenAddresses(parseArguments("server", args, {}).values);
+  const tcp = "--listen=tcp://[::1]:10809";
+  const files = ["--tls-cert-file=/c", "--tls-key-file=/k", "--tls-ca-file=/a"];
+  assert.deepEqual(addresses("--listen=unix:/run/x.sock"), [{ path: "/run/x.sock" }]);
+  assert.deepEqual(addresses(tcp, "--insecure"), [{ host: "::1", port: 10809, insecure: true }]);
+  const tls = { certFile: "/c", keyFile: "/k", caFile: "/a" };
+  assert.deepEqual(addresses(tcp, ...files), [{ host: "::1", port: 10809, tls }]);
+  assert.throws(() => addresses(tcp), invalid(/without tls.*--tls-cert-file.*--insecure/));
+  assert.throws(() => addresses(tcp, ...files, "--insecure"), invalid(/exclude each other/));
+  for (const missing of files) {
+    const given = files.filter((flag) => flag !== missing);
+    assert.throws(
+      () => addresses(tcp, ...given),
+      invalid(new RegExp(`needs three files: give ${missing.slice(0, -3)}`)),
+    );
+  }
+  for (const text of ["unix:relative", "http://x", "tcp://x", "tcp://x:70000"]) {
+    assert.throws(() => addresses(`--listen=${text}`, "--insecure"), invalid(/./));
   }
 });
 

@@ -9,6 +9,7 @@ wanted=(
   "fio fio"
   "libnbd-bin nbdinfo"
   "nbdkit nbdkit"
+  "openssl openssl"
   "qemu-utils qemu-img"
   "xfsprogs mkfs.xfs"
 )

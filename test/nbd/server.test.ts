@@ -156,7 +156,8 @@ describe("listening", () => {
       const address = { host: "127.0.0.1", port: 0 };
       const refusal = (error: unknown) =>
         error instanceof OperationError && error.kind === "invalid" && /insecure/.test(error.message);
-      await assert.rejects(server.listen({ ...address, insecure: false }), refusal);
+      for (const wrong of [address, { ...address, insecure: false }])
+        await assert.rejects(server.listen(wrong), refusal);
       const port = await server.listen({ ...address, insecure: true });
       const socket = connect(port, "127.0.0.1");
       const client = new Client(socket);
