@@ -185,6 +185,7 @@ function brokenVolume(request: BrokenRequest): HostedVolume {
       behindMs: 0,
       journalUsedBytes: 0,
       journalLimitBytes: 0,
+      journalFullSeconds: Infinity,
     }),
     drain: () => Promise.reject(device.error()),
     leave: async () => {},

@@ -89,6 +89,7 @@ function gaugesOf(volume: Volume) {
     behindSeconds: status.behindMs / 1000,
     journalUsedBytes: status.journalUsedBytes,
     journalLimitBytes: status.journalLimitBytes,
+    journalFullSeconds: status.journalFullSeconds,
     failed: status.state === "failed",
   };
 }

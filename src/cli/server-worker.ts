@@ -68,6 +68,12 @@ metrics.setCache(() => {
   const { cacheHits, cacheMisses } = engine.stats();
   return { hits: cacheHits, misses: cacheMisses };
 });
+metrics.addGauge("s3block_store_away", "Threads for which a store does not answer.", () => stores.state().away);
+metrics.addGauge(
+  "s3block_store_waiting_requests",
+  "Requests that wait until the store answers, or wants more of them.",
+  () => stores.state().waitingRequests,
+);
 metrics.addGauge("s3block_map_memory_bytes", "Memory that loaded maps take.", () => engine.stats().mapBytes);
 metrics.addGauge(
   "s3block_upload_memory_bytes",

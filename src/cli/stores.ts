@@ -13,7 +13,7 @@ import type { StoreObserver } from "../store/measured.ts";
 import type { ObjectStore } from "../store/object-store.ts";
 import { openStore, probeStoreWays } from "../store/open-store.ts";
 import type { StoreSettings } from "../store/open-store.ts";
-import type { RetryLimits } from "../store/retrying.ts";
+import type { RetryingStore, RetryLimits } from "../store/retrying.ts";
 import { Catalog } from "../volume/catalog.ts";
 import { fenceForDeletion } from "../volume/fencing.ts";
 import { flagName, flagVariable } from "./flags.ts";
@@ -55,7 +55,7 @@ const ownLocation: StoreLocation = { url: "", endpoint: "", region: "" };
 
 export class Stores {
   readonly #options: StoresOptions;
-  readonly #stores = new Map<string, ObjectStore>();
+  readonly #stores = new Map<string, RetryingStore>();
   readonly #probed = new Map<string, Promise<void>>();
 
   constructor(options: StoresOptions) {
@@ -91,6 +91,15 @@ export class Stores {
       probed.catch(() => this.#probed.delete(key));
     }
     await probed;
+  }
+
+  /** How many stores are away, and how many requests wait for their turn, over all of them. */
+  state(): { away: number; waitingRequests: number } {
+    const states = [...this.#stores.values()].map((store) => store.state());
+    return {
+      away: states.filter(({ isAway }) => isAway).length,
+      waitingRequests: states.reduce((sum, { waitingRequests }) => sum + waitingRequests, 0),
+    };
   }
 
   catalog(store: ObjectStore, nodeId: string): Catalog {

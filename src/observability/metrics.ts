@@ -15,6 +15,8 @@ export interface VolumeGauges {
   behindSeconds: number;
   journalUsedBytes: number;
   journalLimitBytes: number;
+  /** Infinity where it does not fill. */
+  journalFullSeconds: number;
   failed: boolean;
 }
 
@@ -269,6 +271,11 @@ const volumeGaugeTable: readonly VolumeGaugeRow[] = [
     name: "s3block_volume_journal_limit_bytes",
     help: "Bytes that the volume's journal may hold.",
     read: (gauges) => gauges.journalLimitBytes,
+  },
+  {
+    name: "s3block_volume_journal_full_seconds",
+    help: "Seconds until the volume's journal is full, at the speed of the last minute; +Inf where it does not fill.",
+    read: (gauges) => gauges.journalFullSeconds,
   },
   {
     name: "s3block_volume_failed",

@@ -50,7 +50,7 @@ export interface StoreParts {
 }
 
 /** A ready store. Throws "invalid" where the settings are wrong; contacts nobody. */
-export function openStore(settings: StoreSettings, parts: StoreParts): ObjectStore {
+export function openStore(settings: StoreSettings, parts: StoreParts): RetryingStore {
   return decorate(openBareStore(settings, parts), parts);
 }
 
@@ -111,7 +111,7 @@ async function addressesOf(endpoint: string): Promise<{ address: string; family:
   }
 }
 
-function decorate(bare: ObjectStore, parts: StoreParts): ObjectStore {
+function decorate(bare: ObjectStore, parts: StoreParts): RetryingStore {
   const measured = parts.observer === undefined ? bare : new MeasuredStore(bare, parts.observer, parts.clock);
   return new RetryingStore(measured, parts);
 }

@@ -1,6 +1,8 @@
 /**
  * Makes a store patient: an "unavailable" request is sent again after a random pause that grows from 100 ms to 5 s
  * (full jitter), until it is answered, the caller's signal aborts, or a limit is reached. Nothing else is retried.
+ * All requests pass a gate (request-gate.ts), one for reads and one for writes: while the store is away they wait there
+ * together instead of each asking again, and a store that asks for fewer requests gets fewer.
  *
  * It also settles what a put achieved. After a lost reply the outcome is unknown until a later attempt decides: where
  * the store says "exists", the identity of what stands there (the first IDENTITY_BYTES) is compared with ours. Ours
@@ -21,6 +23,8 @@ import {
   type PutOutcome,
   type RequestOptions,
 } from "./object-store.ts";
+import { type Pass, RequestGate, type Verdict } from "./request-gate.ts";
+import { TemporaryRefusal } from "./temporary-refusal.ts";
 
 export const FIRST_PAUSE_MS = 100;
 export const LONGEST_PAUSE_MS = 5000;
@@ -31,6 +35,8 @@ export interface RetryLimits {
   /** No request is sent again later than this after the call began; default unlimited. */
   deadlineMs?: number;
 }
+
+type RequestKind = "put" | "get" | "list" | "delete";
 
 export interface RetryingStoreParts {
   clock: Clock;
@@ -44,11 +50,23 @@ export class RetryingStore implements ObjectStore {
   readonly #inner: ObjectStore;
   readonly #parts: RetryingStoreParts;
   readonly #closing = new AbortController();
+  readonly #gates: { readonly reads: RequestGate; readonly writes: RequestGate };
 
   constructor(inner: ObjectStore, parts: RetryingStoreParts) {
     this.location = inner.location;
     this.#inner = inner;
     this.#parts = parts;
+    const log = parts.log.child({ store: inner.location });
+    this.#gates = {
+      reads: new RequestGate({ ...parts, log, requests: "reads" }),
+      writes: new RequestGate({ ...parts, log, requests: "writes" }),
+    };
+  }
+
+  /** How things stand with the store, for metrics. */
+  state(): { isAway: boolean; waitingRequests: number } {
+    const { reads, writes } = this.#gates;
+    return { isAway: reads.isClosed || writes.isClosed, waitingRequests: reads.waiting + writes.waiting };
   }
 
   async putIfAbsent(key: string, body: readonly Uint8Array[], options: RequestOptions = {}): Promise<PutOutcome> {
@@ -86,28 +104,50 @@ export class RetryingStore implements ObjectStore {
   /** Ends calls that wait for their next attempt with "unavailable". */
   async close(): Promise<void> {
     this.#closing.abort();
+    this.#gates.reads.close();
+    this.#gates.writes.close();
     await this.#inner.close();
   }
 
-  async #retry<T>(what: string, key: string, options: RequestOptions, attempt: () => Promise<T>): Promise<T> {
+  async #retry<T>(what: RequestKind, key: string, options: RequestOptions, attempt: () => Promise<T>): Promise<T> {
     const { clock, log, limits = {} } = this.#parts;
-    const startedMs = clock.monotonicMs();
+    const gate = this.#gates[what === "get" || what === "list" ? "reads" : "writes"];
+    const deadlineMs = clock.monotonicMs() + (limits.deadlineMs ?? Infinity);
     for (let attempts = 1; ; attempts += 1) {
+      const pass = gate.tryEnter() ?? (await gate.enter(options.signal, deadlineMs));
+      let error: OperationError;
       try {
         const result = await attempt();
+        gate.leave(pass, "answered");
         if (attempts > 2) log.info("store answers again", { request: what, key, attempts });
         return result;
-      } catch (error) {
-        if (!isKind(error, "unavailable") || this.#isStopped(options)) throw error;
-        const pauseMs = this.#pauseMs(attempts);
-        const isLate = clock.monotonicMs() - startedMs + pauseMs > (limits.deadlineMs ?? Infinity);
-        if (attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;
-        if (isPowerOfTwo(attempts) && attempts > 1) {
-          log.warn("store request is retried", { request: what, key, attempts, error: error.message });
-        }
-        await this.#pause(pauseMs, options, error);
+      } catch (reason) {
+        error = this.#leaveFailed(gate, pass, options, reason);
       }
+      const pauseMs = gate.isClosed ? 0 : this.#pauseMs(attempts);
+      const isLate = clock.monotonicMs() + pauseMs > deadlineMs;
+      if (attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;
+      if (isPowerOfTwo(attempts) && attempts > 1) {
+        log.warn("store request is retried", { request: what, key, attempts, error: error.message });
+      }
+      // Where the gate has closed, it is the gate that says when it goes on.
+      if (pauseMs > 0) await this.#pause(pauseMs, options, error);
     }
+  }
+
+  /** Gives the pass back; throws `reason` where it is nothing that another attempt could mend. */
+  #leaveFailed(gate: RequestGate, pass: Pass, options: RequestOptions, reason: unknown): OperationError {
+    if (!isKind(reason, "unavailable")) {
+      // An answer that says no is an answer as well: the store is there.
+      gate.leave(pass, "answered");
+      throw reason;
+    }
+    if (this.#isStopped(options)) {
+      gate.leave(pass, "given-up");
+      throw reason;
+    }
+    gate.leave(pass, verdictOf(reason), reason);
+    return reason;
   }
 
   #isStopped(options: RequestOptions): boolean {
@@ -128,6 +168,11 @@ export class RetryingStore implements ObjectStore {
       throw reason;
     }
   }
+}
+
+function verdictOf(error: OperationError): Verdict {
+  if (!(error instanceof TemporaryRefusal)) return "failed";
+  return error.reason === "slow-down" ? "slow-down" : "answered";
 }
 
 function isPowerOfTwo(count: number): boolean {

@@ -6,7 +6,8 @@
  * A refusal for credentials or permissions is "invalid" at first, and "unavailable" once the same operation has
  * worked: then a key was rotated or a policy changed, which people repair while writers wait.
  */
-import { type ErrorKind, OperationError } from "../base/errors.ts";
+import { type ErrorContext, type ErrorKind, OperationError } from "../base/errors.ts";
+import { TemporaryRefusal } from "./temporary-refusal.ts";
 
 export interface FailedRequest {
   operation: "put" | "get" | "list" | "delete";
@@ -119,20 +120,21 @@ export function s3Error(error: unknown, request: FailedRequest): OperationError 
   const status = statusOf(error);
   const known = failure.name === undefined || failure.name === "Error" ? failure.code : failure.name;
   const requestId = failure.$metadata?.requestId;
-  return new OperationError(
-    kind === "refused" ? (request.hasWorked ? "unavailable" : "invalid") : kind,
-    `S3 ${request.operation} failed: ${advice}`,
-    {
-      context: {
-        ...(known === undefined ? {} : { code: safe(known) }),
-        ...(status === 0 ? {} : { status }),
-        bucket: request.bucket,
-        ...(request.key === undefined ? {} : { key: request.key }),
-        endpoint: request.endpoint,
-        ...(requestId === undefined ? {} : { requestId: safe(requestId) }),
-      },
-    },
-  );
+  const context: ErrorContext = {
+    ...(known === undefined ? {} : { code: safe(known) }),
+    ...(status === 0 ? {} : { status }),
+    bucket: request.bucket,
+    ...(request.key === undefined ? {} : { key: request.key }),
+    endpoint: request.endpoint,
+    ...(requestId === undefined ? {} : { requestId: safe(requestId) }),
+  };
+  const message = `S3 ${request.operation} failed: ${advice}`;
+  // A 503 without a code is how proxies and older stores say that they have too much to do.
+  if (isThrottling(error) || status === 503) return new TemporaryRefusal("slow-down", message, context);
+  if (status === 409 && kind === "unavailable") return new TemporaryRefusal("conflict", message, context);
+  return new OperationError(kind === "refused" ? (request.hasWorked ? "unavailable" : "invalid") : kind, message, {
+    context,
+  });
 }
 
 function verdictOf(failure: S3Failure, request: FailedRequest): Verdict {

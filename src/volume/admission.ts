@@ -7,9 +7,11 @@
  */
 import type { Clock } from "../base/clock.ts";
 import type { OperationError } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
 import type { DirtyExtents } from "./dirty-extents.ts";
 import { RAW_FRAME_BYTES } from "./format/frame.ts";
 import type { Journal } from "./journal.ts";
+import { JournalForecast } from "./journal-forecast.ts";
 
 const SLOW_FROM = 0.7;
 /** How long an outage of S3 the last part of the journal is spread over. */
@@ -21,6 +23,7 @@ const LONGEST_PAUSE_MS = 1000;
 
 export interface AdmissionOptions {
   clock: Clock;
+  log: Log;
   journal: Journal;
   overlay: DirtyExtents;
   /** Journal bytes given back since the volume was opened. */
@@ -37,15 +40,31 @@ export class Admission {
   #ended = Promise.withResolvers<never>();
   #rateFrom = { timeMs: 0, releasedBytes: 0 };
   #bytesPerSecond = 0;
+  #waitsForRoom = false;
+  readonly #forecast: JournalForecast;
 
   constructor(options: AdmissionOptions) {
     this.#options = options;
+    this.#forecast = new JournalForecast({
+      clock: options.clock,
+      log: options.log,
+      pressure: () => this.pressure(),
+      slowFrom: SLOW_FROM,
+      isFull: () => this.#waitsForRoom,
+    });
     this.#ended.promise.catch(() => undefined);
   }
 
   /** True where `blocks` blocks of data may be appended at once. */
   isOpen(blocks: number): boolean {
-    return this.#waiting === 0 && this.pressure() < SLOW_FROM && this.#options.journal.hasRoom(blocks);
+    const pressure = this.pressure();
+    this.#forecast.noticed(pressure);
+    return this.#waiting === 0 && pressure < SLOW_FROM && this.#options.journal.hasRoom(blocks);
+  }
+
+  /** See JournalForecast. */
+  secondsUntilFull(): number {
+    return this.#forecast.secondsUntilFull();
   }
 
   /** How full the journal is, 0 to 1 (and above, for a moment). */
@@ -72,6 +91,7 @@ export class Admission {
   /** Ends all waiting with `error`. */
   fail(error: OperationError): void {
     this.#failure = error;
+    this.#forecast.end();
     this.#ended.reject(error);
   }
 
@@ -93,7 +113,9 @@ export class Admission {
       push();
       // Room comes with a file made ready or with space given back; the pause is for pressure of other kinds.
       const room = journal.hasRoom(blocks) ? clock.sleep(LONGEST_PAUSE_MS / 10) : journal.waitForRoom();
-      await Promise.race([room, this.#ended.promise]);
+      this.#waitsForRoom = true;
+      this.#forecast.noticed(pressure);
+      await Promise.race([room, this.#ended.promise]).finally(() => (this.#waitsForRoom = false));
     }
   }
 

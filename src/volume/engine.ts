@@ -220,6 +220,7 @@ export class Engine {
     );
     const admission = new Admission({
       clock,
+      log,
       journal,
       overlay,
       releasedBytes: () => writer.releasedBytes,

@@ -34,4 +34,6 @@ export interface VolumeStatus {
   /** Bytes in the journal and what it may hold. */
   journalUsedBytes: number;
   journalLimitBytes: number;
+  /** When the journal is full at the speed of the last minute; Infinity where it does not fill. */
+  journalFullSeconds: number;
 }

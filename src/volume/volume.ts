@@ -142,6 +142,7 @@ export class Volume implements BlockDevice {
       behindMs: this.#writer.behindMs(),
       journalUsedBytes: this.#journal.usedBytes(),
       journalLimitBytes: this.#journal.limitBytes,
+      journalFullSeconds: this.#admission.secondsUntilFull(),
     };
   }
 

@@ -113,6 +113,7 @@ export class FakeVolume implements ServedVolume {
       behindMs: 1500,
       journalUsedBytes: 8192,
       journalLimitBytes: 2 ** 30,
+      journalFullSeconds: Infinity,
     };
   }
 

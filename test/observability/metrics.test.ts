@@ -13,6 +13,7 @@ const gauges = {
   behindSeconds: 1.5,
   journalUsedBytes: 8,
   journalLimitBytes: 9,
+  journalFullSeconds: Infinity,
   failed: false,
 };
 
