@@ -23,7 +23,7 @@ import type { AttachmentRecord, AttachmentRecords } from "./attachment-record.ts
 import type { Attachment, AttachmentState, AttachOptions } from "./data-plane.ts";
 import { backendOf } from "./kernel-devices.ts";
 import type { KernelDevice, KernelDevices } from "./kernel-devices.ts";
-import { reopenTable } from "./restart.ts";
+import { deviceTable, reopenTable } from "./restart.ts";
 import type { OpenRequest, ServedConnection, ServedVolume, VolumeHost } from "./volume-host.ts";
 
 export interface AttachmentParts {
@@ -233,8 +233,8 @@ export class VolumeAttachment {
   /** One attempt; true when nothing is left to try. */
   async #tryReopen(record: AttachmentRecord, device: KernelDevice | undefined): Promise<boolean> {
     const outcome = await this.#reopen();
-    const row = reopenTable[outcome === undefined ? "ok" : outcome.kind];
-    const action = device === undefined ? row.withoutDevice : row.withDevice;
+    const found = { outcome: outcome?.kind ?? "ok", device: device === undefined ? "no" : "yes" } as const;
+    const { action } = reopenTable.decide(found);
     const fields = { operation: "resume", action, error: outcome };
     if (outcome !== undefined) this.#log.warn("an attachment could not be resumed", fields);
     if (this.#phase === "left") return true;
@@ -393,7 +393,7 @@ export class VolumeAttachment {
       await this.#volume.close();
     } catch (error) {
       const failure = asOperationError(error, "unavailable", "the volume could not be closed");
-      if (reopenTable[failure.kind].withoutDevice === "retry") throw failure;
+      if (reopenTable.decide({ outcome: failure.kind, device: "no" }).action === "retry") throw failure;
       this.#log.error("the volume was closed without what it could not upload", {
         operation: "detach",
         error: failure,
@@ -403,18 +403,22 @@ export class VolumeAttachment {
   }
 
   async #freeDevices(): Promise<void> {
-    for (const device of await this.#devices()) await this.#parts.kernel.disconnect(device);
+    const { kernel } = this.#parts;
+    for (const device of await kernel.list(this.#backend)) {
+      if (device.backend === this.#backend) await kernel.disconnect(device);
+    }
     this.#device = undefined;
   }
 
-  async #devices(): Promise<KernelDevice[]> {
-    return (await this.#parts.kernel.list(this.#backend)).filter((device) => device.backend === this.#backend);
-  }
-
   async #mustNotBeInUse(message: string): Promise<void> {
-    for (const device of await this.#devices()) {
-      const usage = await this.#parts.kernel.usage(device);
-      if (usage === undefined) continue;
+    const { kernel } = this.#parts;
+    for (const device of await kernel.list(this.#backend)) {
+      const usage = await kernel.usage(device);
+      const { action } = deviceTable.decide({
+        identifier: device.backend === this.#backend ? "this volume's" : "another's",
+        usage: usage === undefined ? "free" : "in use",
+      });
+      if (action !== "refuse") continue;
       throw new OperationError("in-use", `${message} (${usage}): unmount it first`, {
         context: { volumeId: this.options.volumeId, device: device.devicePath },
       });

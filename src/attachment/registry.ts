@@ -12,8 +12,8 @@ import type { StoredRecord } from "./attachment-record.ts";
 import type { Attachment, AttachOptions, DataPlane } from "./data-plane.ts";
 import { backendPrefix } from "./kernel-devices.ts";
 import type { KernelDevice } from "./kernel-devices.ts";
-import { restartAction } from "./restart.ts";
-import type { DeviceCondition, RecordCondition } from "./restart.ts";
+import { restartTable, reuseTable } from "./restart.ts";
+import type { AskedAttachment, AttachmentCondition, DeviceCondition, RecordCondition } from "./restart.ts";
 
 export class AttachmentRegistry implements DataPlane {
   readonly #parts: AttachmentParts;
@@ -110,19 +110,14 @@ export class AttachmentRegistry implements DataPlane {
 
   /** What is attached already, where it serves; undefined when it has gone and the caller may start anew. */
   async #reuse(existing: VolumeAttachment, options: AttachOptions): Promise<Attachment | undefined> {
-    if (existing.phase === "detaching" || existing.phase === "closed") {
-      await this.#detach(existing);
-      return undefined;
+    let action = reuseAction(existing, options);
+    if (action === "answer" || action === "wait") {
+      await existing.ready();
+      action = reuseAction(existing, options);
     }
-    mustBeCompatible(existing.options, options);
-    await existing.ready();
-    if (existing.phase !== "attached") return undefined;
-    if (existing.failure !== undefined || isNewer(options, existing.options)) {
-      // Fenced or published anew: what is attached is not what was asked for. It goes where nobody uses it.
-      await this.#detach(existing);
-      return undefined;
-    }
-    return await existing.status();
+    if (action === "answer") return await existing.status();
+    if (action === "detach") await this.#detach(existing);
+    return undefined;
   }
 
   async #detach(attachment: VolumeAttachment): Promise<void> {
@@ -145,10 +140,10 @@ export class AttachmentRegistry implements DataPlane {
 
   async #recoverOne(name: string, stored: StoredRecord | undefined, device: KernelDevice | undefined): Promise<void> {
     const { kernel, records, log } = this.#parts;
-    const condition = recordCondition(stored);
     const usage = device === undefined ? undefined : await kernel.usage(device);
-    const action = restartAction(condition, deviceCondition(device, usage));
-    const fields = { operation: "recover", volumeId: name, action, devicePath: device?.devicePath, usage };
+    const found = { record: recordCondition(stored), device: deviceCondition(device, usage) };
+    const { action, name: state } = restartTable.decide(found);
+    const fields = { operation: "recover", volumeId: name, state, action, devicePath: device?.devicePath, usage };
     log.info("found an attachment of the process before", fields);
     switch (action) {
       case "resume":
@@ -178,19 +173,43 @@ function deviceCondition(device: KernelDevice | undefined, usage: string | undef
   return usage === undefined ? "free" : "in-use";
 }
 
-/** True when `asked` comes from a later publication than `attached`: another node may have owned the volume between. */
-function isNewer(asked: AttachOptions, attached: AttachOptions): boolean {
-  return asked.publication !== 0 && asked.publication !== attached.publication;
+/** "refuse" is thrown. */
+function reuseAction(existing: VolumeAttachment, asked: AttachOptions): "answer" | "wait" | "detach" {
+  const differs = differingAccess(existing.options, asked);
+  const { action } = reuseTable.decide({
+    attachment: attachmentCondition(existing),
+    asked: differs === undefined ? askedAttachment(existing.options, asked) : "other access",
+  });
+  if (action !== "refuse") return action;
+  throw new OperationError("conflict", "the volume is attached with other access: detach it first", {
+    context: { volumeId: asked.volumeId, differs: differs ?? "nothing" },
+  });
 }
 
-function mustBeCompatible(attached: AttachOptions, asked: AttachOptions): void {
-  const differing =
-    (attached.readOnly !== asked.readOnly && "readOnly") ||
-    (attached.durability !== asked.durability && "durability") ||
-    ((["url", "endpoint", "region"] as const).some((key) => attached.location[key] !== asked.location[key]) &&
-      "location");
-  if (differing === false) return;
-  throw new OperationError("conflict", "the volume is attached with other access: detach it first", {
-    context: { volumeId: asked.volumeId, differs: differing },
-  });
+function attachmentCondition({ phase, failure }: VolumeAttachment): AttachmentCondition {
+  switch (phase) {
+    case "opening":
+    case "serving":
+      return "on the way";
+    case "attached":
+      return failure === undefined ? "attached" : "failed";
+    case "left":
+      return "left";
+    default:
+      return "ending";
+  }
+}
+
+/** Any other publication is a newer one: a volume is published again only after it was taken back. */
+function askedAttachment(attached: AttachOptions, asked: AttachOptions): AskedAttachment {
+  return asked.publication !== 0 && asked.publication !== attached.publication ? "a newer publication" : "the same";
+}
+
+function differingAccess(attached: AttachOptions, asked: AttachOptions): string | undefined {
+  if (attached.readOnly !== asked.readOnly) return "readOnly";
+  if (attached.durability !== asked.durability) return "durability";
+  const isElsewhere = (["url", "endpoint", "region"] as const).some(
+    (key) => attached.location[key] !== asked.location[key],
+  );
+  return isElsewhere ? "location" : undefined;
 }

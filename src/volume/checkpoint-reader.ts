@@ -1,31 +1,49 @@
 /** Finding the checkpoint that a recovery starts from. */
-import { OperationError } from "../base/errors.ts";
+import { isKind, OperationError } from "../base/errors.ts";
 import { listAll, type ObjectStore, type RequestOptions } from "../store/object-store.ts";
 import { type DecodedCheckpoint, decodeCheckpoint } from "./format/checkpoint.ts";
 import type { DecodedSegmentHead } from "./format/segment.ts";
 import type { Epoch } from "./identity.ts";
 import { checkpointKey, checkpointPrefix, parseKey, type VolumeRef } from "./keys.ts";
+import type { CheckpointState } from "./recovery-tables.ts";
+
+export interface FoundCheckpoint {
+  state: CheckpointState;
+  /** Only where the state is "sound". */
+  checkpoint: DecodedCheckpoint | undefined;
+  /** What is wrong with it: "corrupt". */
+  problem: OperationError | undefined;
+}
 
 /**
- * The newest checkpoint that the last started epoch wrote, or the one it was based on; undefined where there is none.
- * Checkpoints of other epochs, which the chain does not name, are not looked at.
+ * The newest checkpoint that the last started epoch wrote, or the one it was based on. Checkpoints of other epochs,
+ * which the chain does not name, are not looked at.
  */
 export async function newestCheckpoint(
   store: ObjectStore,
   volume: VolumeRef,
   last: { epoch: Epoch; start: DecodedSegmentHead },
   options: RequestOptions,
-): Promise<DecodedCheckpoint | undefined> {
+): Promise<FoundCheckpoint> {
   let { baseCheckpoint } = last.start;
   for await (const { key } of listAll(store, checkpointPrefix(volume, last.epoch), options)) {
     const parsed = parseKey(key);
     if (parsed?.kind === "checkpoint") baseCheckpoint = { epoch: parsed.epoch, number: parsed.number };
   }
-  if (baseCheckpoint === undefined) return undefined;
+  if (baseCheckpoint === undefined) return { state: "none", checkpoint: undefined, problem: undefined };
   const { epoch, number } = baseCheckpoint;
   const bytes = await store.get(checkpointKey(volume, epoch, number), options);
-  if (bytes === undefined) throw broken(volume, `a checkpoint that the log names is missing number=${number}`, epoch);
-  return decodeCheckpoint(bytes, { uid: volume.uid, epoch, sequence: number });
+  if (bytes === undefined) {
+    const problem = broken(volume, `a checkpoint that the log names is missing number=${number}`, epoch);
+    return { state: "missing", checkpoint: undefined, problem };
+  }
+  try {
+    const checkpoint = decodeCheckpoint(bytes, { uid: volume.uid, epoch, sequence: number });
+    return { state: "sound", checkpoint, problem: undefined };
+  } catch (error) {
+    if (!isKind(error, "corrupt")) throw error;
+    return { state: "damaged", checkpoint: undefined, problem: error };
+  }
 }
 
 /** What the log says cannot be: an object was lost or changed. */

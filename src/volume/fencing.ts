@@ -10,7 +10,7 @@
  * collected would let a late writer write over it.
  */
 import type { Clock } from "../base/clock.ts";
-import { isKind, OperationError } from "../base/errors.ts";
+import { OperationError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { listAll, type ObjectStore, type RequestOptions } from "../store/object-store.ts";
 import { newestCheckpoint } from "./checkpoint-reader.ts";
@@ -19,6 +19,7 @@ import { type DecodedSegmentHead, encodeSegmentHead, SegmentExtents, type Segmen
 import type { Epoch, SegmentSeq } from "./identity.ts";
 import { epochKey, epochPrefix, parseKey, segmentKey, type VolumeRef } from "./keys.ts";
 import { LogReader } from "./log-reader.ts";
+import { checkpointTable, logTable, startTable } from "./recovery-tables.ts";
 
 export interface FencingEnvironment {
   store: ObjectStore;
@@ -76,14 +77,27 @@ export async function closeStarts(
   const reader = new LogReader(environment.store, volume.uid, environment.options);
   for (let epoch = newest as number; epoch >= 1; epoch -= 1) {
     let start = await reader.head(epoch as Epoch, 0 as SegmentSeq);
-    if (start === undefined) {
+    let { action } = startTable.decide({ found: foundAtStart(start) });
+    if (action === "fence") {
       if ((await putFence(environment, volume, epoch as Epoch, 0 as SegmentSeq)) === "created") continue;
       start = await reader.head(epoch as Epoch, 0 as SegmentSeq);
+      if (start === undefined) throw gone(volume);
+      ({ action } = startTable.decide({ found: foundAtStart(start) }));
     }
-    if (start === undefined) throw gone(volume);
-    if (start.type === "start") return { epoch: epoch as Epoch, start };
+    if (action === "stop") return { epoch: epoch as Epoch, start: start! };
   }
   return undefined;
+}
+
+function foundAtStart(head: DecodedSegmentHead | undefined): "START" | "FENCE" | "nothing" {
+  if (head === undefined) return "nothing";
+  return head.type === "start" ? "START" : "FENCE";
+}
+
+/** What stands where the next segment of a log is looked for. START stands nowhere but at the beginning. */
+export function foundInLog(head: DecodedSegmentHead | undefined): "data" | "FENCE" | "nothing" {
+  if (head === undefined) return "nothing";
+  return head.type === "data" ? "data" : "FENCE";
 }
 
 /**
@@ -103,10 +117,11 @@ export async function closeLog(
     let isNew = true;
     for await (const { sequence, head } of reader.heads(epoch, next)) {
       next = sequence;
-      if (head === undefined) break;
+      const { action } = logTable.decide({ epoch: "the last", found: foundInLog(head) });
+      if (action === "fence") break;
       isNew = false;
-      if (head.type === "fence") return (sequence - 1) as SegmentSeq;
-      await visit(head);
+      if (action === "end") return (sequence - 1) as SegmentSeq;
+      await visit(head!);
     }
     // The gap: either our fence closes it, or something came in meanwhile and is read in the next turn.
     if ((await putFence(environment, volume, epoch, next)) === "created") return (next - 1) as SegmentSeq;
@@ -150,12 +165,9 @@ export async function fenceForDeletion(
   if (last === undefined) return;
   // What a checkpoint covers has no gap: only the log behind it has to be read to find the first one.
   // A deletion that was cut short may have taken the checkpoint away already; it had fenced the owner before.
-  const checkpoint = await newestCheckpoint(environment.store, volume, last, environment.options ?? {}).catch(
-    (error: unknown) => {
-      if (!isKind(error, "corrupt")) throw error;
-      return undefined;
-    },
-  );
+  const found = await newestCheckpoint(environment.store, volume, last, environment.options ?? {});
+  const { action } = checkpointTable.decide({ found: found.state, purpose: "delete" });
+  const checkpoint = action === "use" ? found.checkpoint : undefined;
   const covered = checkpoint?.covers.epoch === last.epoch ? checkpoint.covers.sequence : 0;
   await closeLog(environment, volume, last.epoch, (covered + 1) as SegmentSeq, () => undefined);
 }

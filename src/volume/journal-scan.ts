@@ -14,6 +14,7 @@ import {
   type JournalFileHeader,
   type JournalRecord,
 } from "./format/journal-record.ts";
+import type { JournalState } from "./recovery-tables.ts";
 
 const SCAN_BYTES = 4 * 1024 * 1024;
 const namePattern = /^([0-9a-f]{16})\.journal$/;
@@ -26,6 +27,8 @@ export interface JournalFile {
   number: number;
   file: DiskFile;
   header: JournalFileHeader | undefined;
+  /** Where the file holds something that is no header: neither what a former use left nor zeroes. */
+  isDamaged?: boolean;
 }
 
 /** All journal files of the directory, opened, by number; `header` is undefined where it is none of this number. */
@@ -44,12 +47,20 @@ export async function openJournalFiles(disk: Disk): Promise<JournalFile[]> {
       await file.read(page, 0);
       const header = decodeFileHeader(page);
       if (header?.fileNumber === number) entry.header = header;
+      if (header === undefined) entry.isDamaged = page.some((byte) => byte !== 0);
     }
   } catch (error) {
     await Promise.all(files.map((entry) => entry.file.close()));
     throw error;
   }
   return files.toSorted((left, right) => left.number - right.number);
+}
+
+/** Whose journal the newest intact header says it is. */
+export function journalState(files: readonly JournalFile[], uid: string): JournalState {
+  const newest = files.findLast((entry) => entry.header !== undefined)?.header;
+  if (newest !== undefined) return newest.uid === uid ? "of this volume" : "of another volume";
+  return files.some((entry) => entry.isDamaged) ? "unreadable" : "none";
 }
 
 /**
@@ -83,6 +94,16 @@ export function filesFrom(files: readonly JournalFile[], sequence: number): Jour
   return end < 0 ? run : run.slice(0, end);
 }
 
+/** Files of the journal behind the one in which reading stopped: whatever they hold cannot be replayed any more. */
+export function filesBehind(
+  found: readonly JournalFile[],
+  current: readonly JournalFile[],
+  end: ScanEnd | undefined,
+): JournalFile[] {
+  const last = end?.fileNumber ?? 0;
+  return found.filter((entry) => entry.number > last && (current.includes(entry) || entry.isDamaged === true));
+}
+
 /** Where appending goes on: just behind the last record that holds. */
 export interface ScanEnd {
   fileNumber: number;
@@ -96,14 +117,16 @@ export interface ScanEnd {
 
 /**
  * Reads the records of `files` (from filesFrom) in order and calls `visit` with each, and with the file offset of
- * its first frame. Frames are verified for records above `verifyAbove` only: lower ones are in S3 already.
+ * its first frame. Frames are verified for records above `verifyAbove` only: lower ones are in S3 already. Undefined where
+ * there are no files.
  */
 export async function scanRecords(
   files: readonly JournalFile[],
   options: { journalSeed: number; verifyAbove: number },
   visit: (record: JournalRecord, fileNumber: number, frameOffset: number) => void,
-): Promise<ScanEnd> {
-  const first = files[0].header!;
+): Promise<ScanEnd | undefined> {
+  const first = files[0]?.header;
+  if (first === undefined) return undefined;
   const end: ScanEnd = {
     fileNumber: first.fileNumber,
     offset: FILE_HEADER_BYTES,
@@ -113,6 +136,8 @@ export async function scanRecords(
   };
   for (const entry of files) {
     const header = entry.header!;
+    // The records' own links would stop the reading as well, but only inside this file: appending would then go on
+    // behind a header that names another record before it, and a later recovery that begins here would find nothing.
     if (header.firstSequence !== end.sequence + 1 || header.chain !== end.chain) break;
     end.fileNumber = header.fileNumber;
     end.offset = FILE_HEADER_BYTES;

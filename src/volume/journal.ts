@@ -37,12 +37,17 @@ import {
 import { BLOCK_BYTES } from "./identity.ts";
 import {
   currentFiles,
+  filesBehind,
   filesFrom,
   type JournalFile,
   journalFileName,
+  journalState,
   openJournalFiles,
+  type ScanEnd,
   scanRecords,
 } from "./journal-scan.ts";
+import { quarantine } from "./quarantine.ts";
+import { type JournalState, tailTable } from "./recovery-tables.ts";
 
 const PAGE_BYTES = 4096;
 const STAGING_BYTES = 256 * 1024;
@@ -73,6 +78,8 @@ export class Journal {
   #files = new Map<number, JournalFile>();
   /** Files found at open, until recover() or begin() has decided. */
   #found: JournalFile[];
+  /** Of all files found: a journal that begins again goes on behind it. */
+  readonly #highestFound: number;
   #current: JournalFile | undefined;
   #offset = 0;
   #chain = 0;
@@ -105,16 +112,21 @@ export class Journal {
     this.#random = options.random;
     this.#limitBytes = options.limitBytes;
     this.#found = found;
-    const header = currentFiles(found).at(-1)?.header;
-    const usable = header !== undefined && header.uid === options.uid;
-    this.#journalId = usable ? header.journalId : options.random.bytes(16);
-    this.#fileBytes = usable ? header.fileBytes : (options.fileBytes ?? JOURNAL_FILE_BYTES);
+    this.#highestFound = found.at(-1)?.number ?? 0;
+    this.state = journalState(found, options.uid);
+    const header = this.state === "of this volume" ? currentFiles(found).at(-1)?.header : undefined;
+    this.#journalId = header?.journalId ?? options.random.bytes(16);
+    this.#fileBytes = header?.fileBytes ?? options.fileBytes ?? JOURNAL_FILE_BYTES;
     this.#seed = crc32(this.#journalId);
-    this.hasHistory = usable;
   }
 
-  /** True where the directory held a journal of this volume when it was opened. */
-  readonly hasHistory: boolean;
+  /** What the directory held when it was opened. */
+  readonly state: JournalState;
+
+  /** True where that is a journal of this volume. */
+  get hasHistory(): boolean {
+    return this.state === "of this volume";
+  }
 
   /** Identity of this journal: 16 random bytes; what START records name. */
   get journalId(): Buffer {
@@ -152,33 +164,38 @@ export class Journal {
    */
   async recover(durableSequence: number, visit: (record: JournalRecord, framePosition: number) => void): Promise<void> {
     assert(this.hasHistory, "only a journal with history is recovered");
-    const files = filesFrom(currentFiles(this.#found), durableSequence + 1);
-    if (files.length === 0) {
-      // After a loss of power that is as it should be where nothing was flushed to this disk; people may know better.
-      const kept = await this.#rename();
-      this.#log.error(
-        "the local journal lacks what follows the store's last write: it is set aside, nothing is replayed",
-        {
-          operation: "open",
-          durableSequence,
-          files: kept,
-        },
-      );
-      await this.begin(durableSequence + 1);
-      return;
-    }
-    const scan = { journalSeed: this.#seed, verifyAbove: durableSequence };
+    const current = currentFiles(this.#found);
+    const files = filesFrom(current, durableSequence + 1);
     let oldest = 0;
+    const scan = { journalSeed: this.#seed, verifyAbove: durableSequence };
     const end = await scanRecords(files, scan, (record, fileNumber, frameOffset) => {
       if (record.sequence <= durableSequence) return;
       const position = fileNumber * this.#fileBytes + frameOffset;
       if (oldest === 0) oldest = position - record.headBytes;
       visit(record, position);
     });
-    if (end.sequence < durableSequence) {
-      await this.begin(durableSequence + 1);
-      return;
+    const behind = filesBehind(this.#found, current, end);
+    const reading =
+      end === undefined
+        ? "cannot begin"
+        : end.sequence < durableSequence
+          ? "ends too early"
+          : "reaches the store's end";
+    const { action, name } = tailTable.decide({ reading, behind: behind.length > 0 ? "files" : "nothing" });
+    const fields = { operation: "open", state: name, durableSequence, readTo: end?.sequence };
+    if (action === "go on") this.#log.info("read the local journal", fields);
+    else if (action === "begin behind the store") this.#log.warn("the local journal begins anew", fields);
+    else {
+      // After a loss of power this is as it should be where nothing was flushed to this disk; people may know better.
+      const kept = await this.#rename(action === "go on, set aside what is behind" ? behind : this.#found);
+      this.#log.error("a part of the local journal is set aside and not replayed", { ...fields, files: kept });
     }
+    if (action === "go on" || action === "go on, set aside what is behind") await this.#goOn(files, end!, oldest);
+    else await this.begin(durableSequence + 1);
+  }
+
+  /** Appending goes on at `end`, in the last of `files` that was read. */
+  async #goOn(files: readonly JournalFile[], end: ScanEnd, oldest: number): Promise<void> {
     const last = files.find((entry) => entry.number === end.fileNumber)!;
     for (const entry of files) if (entry.number <= last.number) this.#files.set(entry.number, entry);
     await this.#discard(this.#found.filter((entry) => !this.#files.has(entry.number)));
@@ -199,10 +216,9 @@ export class Journal {
 
   /** Begins the journal anew at `firstSequence`: what was there is removed, or set aside by setAside() before. */
   async begin(firstSequence: number): Promise<void> {
-    const number = Math.max(0, ...this.#found.map((entry) => entry.number), ...this.#files.keys()) + 1;
+    const number = this.#highestFound + 1;
     const found = this.#found;
     this.#found = [];
-    this.#files.clear();
     this.#sequence = firstSequence - 1;
     this.#chain = 0;
     const file = await this.#disk.open(journalFileName(number), { create: true });
@@ -219,7 +235,7 @@ export class Journal {
 
   /** Keeps the files of a journal that must not be replayed for people to look at, and takes a new identity. */
   async setAside(): Promise<string[]> {
-    const kept = await this.#rename();
+    const kept = await this.#rename(this.#found);
     this.#journalId = this.#random.bytes(16);
     this.#seed = crc32(this.#journalId);
     return kept;
@@ -364,19 +380,13 @@ export class Journal {
     for (const name of await this.#disk.list()) if (name.endsWith(".journal")) await this.#disk.remove(name);
   }
 
-  /** Renames all files that were found, so that no recovery looks at them; those of an earlier time are removed. */
-  async #rename(): Promise<string[]> {
-    const kept: string[] = [];
-    for (const name of await this.#disk.list()) if (name.endsWith(".quarantine")) await this.#disk.remove(name);
-    for (const entry of this.#found) {
-      await entry.file.close();
-      const name = `${journalFileName(entry.number)}.quarantine`;
-      await this.#disk.rename(journalFileName(entry.number), name);
-      kept.push(name);
-    }
-    await this.#disk.sync();
-    this.#found = [];
-    return kept;
+  /** Sets what `files`, some of those found, hold aside: no recovery looks at it any more. Empty ones are not kept. */
+  async #rename(files: readonly JournalFile[]): Promise<string[]> {
+    const full = files.filter((entry) => entry.header !== undefined || entry.isDamaged === true);
+    this.#found = this.#found.filter((entry) => !full.includes(entry));
+    for (const entry of full) await entry.file.close();
+    const named = full.map(({ number }) => ({ number, name: journalFileName(number) }));
+    return await quarantine(this.#disk, named, this.#limitBytes);
   }
 
   /** Writes header and frames through the staging buffer, whole pages at a time; returns the record's checksum. */

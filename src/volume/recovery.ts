@@ -2,16 +2,7 @@
  * Taking a volume into possession: claim an epoch, close the ones before, rebuild the map from the newest checkpoint
  * and the log behind it, replay the local journal where it is the journal of the last owner, and START.
  *
- * Which of the local journal counts is decided by S3 alone:
- *
- *   last started epoch        | local journal         | records above what S3 holds
- *   --------------------------|-----------------------|---------------------------------------------
- *   none                      | none                  | there are none
- *   none                      | of this volume        | replayed (only a START would have made it an owner's)
- *   by this journal           | of this volume        | replayed: nobody wrote in between
- *   by another journal        | of this volume        | set aside, never replayed; a new journal begins
- *   any                       | none, or another's    | none to replay; a new journal begins
- *
+ * Every decision is a lookup in recovery-tables.ts; S3 alone decides which of the local journal counts.
  * In mode "resume" (a restarted server) nothing is claimed unless the newest claim is this journal's own.
  */
 import type { Clock } from "../base/clock.ts";
@@ -21,7 +12,15 @@ import type { Random } from "../base/random.ts";
 import type { ObjectStore } from "../store/object-store.ts";
 import type { BlockMap } from "./block-map.ts";
 import { broken, newestCheckpoint } from "./checkpoint-reader.ts";
-import { claimEpoch, closeLog, closeStarts, type FencingEnvironment, newestClaim, startEpoch } from "./fencing.ts";
+import {
+  claimEpoch,
+  closeLog,
+  closeStarts,
+  type FencingEnvironment,
+  foundInLog,
+  newestClaim,
+  startEpoch,
+} from "./fencing.ts";
 import type { DecodedCheckpoint } from "./format/checkpoint.ts";
 import type { EpochClaim, VolumeMeta } from "./format/control-records.ts";
 import type { JournalRecord } from "./format/journal-record.ts";
@@ -31,6 +30,15 @@ import type { Journal } from "./journal.ts";
 import type { VolumeRef } from "./keys.ts";
 import { LogReader } from "./log-reader.ts";
 import { applyExtents } from "./map-apply.ts";
+import {
+  type ChainLink,
+  chainTable,
+  checkpointTable,
+  type Claimant,
+  claimTable,
+  journalTable,
+  logTable,
+} from "./recovery-tables.ts";
 
 export interface RecoveryEnvironment {
   store: ObjectStore;
@@ -76,12 +84,12 @@ export async function recover(
   mode: "take" | "resume",
   visit: (record: JournalRecord, framePosition: number) => void,
 ): Promise<Recovered> {
-  const { journal, log } = environment;
-  const { store, clock, random, signal } = environment;
+  const { journal, store, clock, random, signal } = environment;
   const fencing: FencingEnvironment = { store, clock, random, options: { signal } };
   const volume: VolumeRef = { id: meta.id, uid: meta.uid };
   const previous = await newestClaim(fencing, volume);
-  if (mode === "resume" && !(await isOwnClaim(environment, volume, previous))) {
+  const claimant = await claimantOf(environment, volume, previous, mode);
+  if (claimTable.decide({ mode, claimant }).action === "refuse") {
     throw new OperationError("fenced", "another node has taken the volume over while this one was down", {
       context: { volumeId: meta.id, owner: previous?.nodeId ?? "nobody" },
     });
@@ -90,25 +98,11 @@ export async function recover(
   const epoch = await claimEpoch(fencing, volume, previous, { nodeId, journalId: journal.journalId, publication });
   await environment.confirm();
   const history = await readHistory(environment, fencing, volume, (epoch - 1) as Epoch | 0);
-  const own = history.journalId === undefined || history.journalId.equals(journal.journalId);
-  let journalEnd = own ? history.journalEnd : 0;
   let journaled = history.everWritten;
-  if (journal.hasHistory && own) {
-    await journal.recover(journalEnd, (record, position) => {
-      journaled = true;
-      visit(record, position);
-    });
-  } else {
-    if (journal.hasHistory) {
-      const files = await journal.setAside();
-      log.warn("another node owned the volume meanwhile: the local journal is set aside and will not be replayed", {
-        operation: "open",
-        files,
-      });
-    }
-    journalEnd = 0;
-    await journal.begin(1);
-  }
+  const journalEnd = await takeJournal(environment, history, (record, position) => {
+    journaled = true;
+    visit(record, position);
+  });
   await startEpoch(fencing, volume, epoch, {
     journalId: journal.journalId,
     journalEnd,
@@ -120,17 +114,44 @@ export async function recover(
   return { epoch, everWritten, journalEnd, replayedSegments: history.replayedSegments };
 }
 
-/** Whether the newest claim was made by the owner of the local journal: by its record, or by the START it led to. */
-async function isOwnClaim(
+/** Whose the newest claim is: by its record, or by the START it led to, which is asked for only where it matters. */
+async function claimantOf(
   environment: RecoveryEnvironment,
   volume: VolumeRef,
   claim: EpochClaim | undefined,
-): Promise<boolean> {
+  mode: "take" | "resume",
+): Promise<Claimant> {
   const { journal, store, signal } = environment;
-  if (!journal.hasHistory || claim === undefined) return false;
-  if (claim.journalId === journal.journalId.toString("hex")) return true;
+  if (claim === undefined) return "nobody";
+  if (!journal.hasHistory) return "another journal";
+  if (claim.journalId === journal.journalId.toString("hex")) return "this journal";
+  if (mode === "take") return "another journal";
   const start = await new LogReader(store, volume.uid, { signal }).head(claim.epoch, 0 as SegmentSeq);
-  return start?.type === "start" && start.journalId.equals(journal.journalId);
+  const isOwn = start?.type === "start" && start.journalId.equals(journal.journalId);
+  return isOwn ? "this journal by its START" : "another journal";
+}
+
+/** Replays the local journal or begins a new one; returns the sequence of its last record that S3 holds. */
+async function takeJournal(
+  environment: RecoveryEnvironment,
+  history: History,
+  visit: (record: JournalRecord, framePosition: number) => void,
+): Promise<number> {
+  const { journal, log } = environment;
+  const isOwn = history.journalId?.equals(journal.journalId);
+  const owner = isOwn === undefined ? "nobody" : isOwn ? "this journal" : "another journal";
+  const { action, name } = journalTable.decide({ journal: journal.state, owner });
+  const fields = { operation: "open", state: name };
+  if (action === "replay") {
+    await journal.recover(history.journalEnd, visit);
+    return history.journalEnd;
+  }
+  if (action === "set aside") {
+    const files = await journal.setAside();
+    log.warn("the local journal is set aside and will not be replayed", { ...fields, files });
+  } else log.info("a new local journal begins", fields);
+  await journal.begin(1);
+  return 0;
 }
 
 /** Closes all epochs up to `newest` and applies what they hold to the map. */
@@ -151,7 +172,7 @@ async function readHistory(
   };
   const last = await closeStarts(fencing, volume, newest);
   if (last === undefined) return history;
-  const checkpoint = await newestCheckpoint(environment.store, volume, last, { signal: environment.signal });
+  const checkpoint = await mustCheckpoint(environment, volume, last);
   if (checkpoint !== undefined) {
     map.adopt(checkpoint);
     history.baseCheckpoint = { epoch: checkpoint.epoch, number: checkpoint.number };
@@ -182,6 +203,17 @@ async function readHistory(
   return history;
 }
 
+async function mustCheckpoint(
+  environment: RecoveryEnvironment,
+  volume: VolumeRef,
+  last: { epoch: Epoch; start: DecodedSegmentHead },
+): Promise<DecodedCheckpoint | undefined> {
+  const { store, signal } = environment;
+  const { state, checkpoint, problem } = await newestCheckpoint(store, volume, last, { signal });
+  if (checkpointTable.decide({ found: state, purpose: "open" }).action === "refuse") throw problem!;
+  return checkpoint;
+}
+
 /** STARTs from the epoch that the checkpoint covers (or from the first one) to the last started one, in order. */
 async function chainBack(
   environment: RecoveryEnvironment,
@@ -191,17 +223,26 @@ async function chainBack(
 ): Promise<DecodedSegmentHead[]> {
   const reader = new LogReader(environment.store, volume.uid, { signal: environment.signal });
   const starts = [last];
-  while (starts[0].epoch !== checkpoint?.covers.epoch && starts[0].parent !== undefined) {
-    const { epoch } = starts[0].parent;
-    if (epoch >= starts[0].epoch) throw broken(volume, "an epoch names a later one as its parent", epoch);
-    const start = await reader.head(epoch, 0 as SegmentSeq);
-    if (start?.type !== "start") throw broken(volume, "START of an epoch in the chain is missing", epoch);
-    starts.unshift(start);
+  for (;;) {
+    const [first] = starts;
+    const { link, parent } = await lookBack(reader, first, checkpoint);
+    const row = chainTable.decide({ checkpoint: checkpoint === undefined ? "no" : "yes", start: link });
+    if (row.action === "done") return starts;
+    if (row.action === "refuse") throw broken(volume, row.name, first.parent?.epoch ?? checkpoint!.covers.epoch);
+    starts.unshift(parent!);
   }
-  if (checkpoint !== undefined && starts[0].epoch !== checkpoint.covers.epoch) {
-    throw broken(volume, "the checkpoint covers an epoch that is not in the chain", checkpoint.covers.epoch);
-  }
-  return starts;
+}
+
+async function lookBack(
+  reader: LogReader,
+  start: DecodedSegmentHead,
+  checkpoint: DecodedCheckpoint | undefined,
+): Promise<{ link: ChainLink; parent?: DecodedSegmentHead }> {
+  if (start.epoch === checkpoint?.covers.epoch) return { link: "it is covered" };
+  if (start.parent === undefined) return { link: "no parent" };
+  if (start.parent.epoch >= start.epoch) return { link: "parent not earlier" };
+  const parent = await reader.head(start.parent.epoch, 0 as SegmentSeq);
+  return parent?.type === "start" ? { link: "parent", parent } : { link: "parent without START" };
 }
 
 async function readSpan(
@@ -214,7 +255,8 @@ async function readSpan(
   if (span.from > span.to) return;
   const reader = new LogReader(environment.store, volume.uid, { signal: environment.signal });
   for await (const { sequence, head } of reader.heads(epoch, span.from as SegmentSeq, span.to as SegmentSeq)) {
-    if (head?.type !== "data") throw broken(volume, `a segment of the log is missing sequence=${sequence}`, epoch);
-    await apply(head);
+    const { action, name } = logTable.decide({ epoch: "an earlier one", found: foundInLog(head) });
+    if (action === "refuse") throw broken(volume, `${name} sequence=${sequence}`, epoch);
+    await apply(head!);
   }
 }

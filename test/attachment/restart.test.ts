@@ -1,10 +1,10 @@
-/** Recovery after a restart: both tables complete, and every row acted out against stand-ins. */
+/** Recovery after a restart: every state of both tables acted out against stand-ins. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { ErrorKind } from "../../src/base/errors.ts";
 import { backendOf } from "../../src/attachment/kernel-devices.ts";
 import { AttachmentRegistry } from "../../src/attachment/registry.ts";
-import { reopenTable, restartAction, restartTable } from "../../src/attachment/restart.ts";
+import { reopenTable, restartTable } from "../../src/attachment/restart.ts";
 import type { ReopenAction } from "../../src/attachment/restart.ts";
 import { mustVolumeId } from "../../src/volume/identity.ts";
 import { attachOptions, nodeId, World } from "./fakes.ts";
@@ -24,17 +24,6 @@ async function recover(world: World): Promise<AttachmentRegistry> {
   return registry;
 }
 
-test("every pair of record and device but absent with absent has exactly one row", () => {
-  for (const record of ["valid", "damaged", "absent"] as const) {
-    for (const device of ["in-use", "free", "absent"] as const) {
-      if (record === "absent" && device === "absent") continue;
-      assert.equal(typeof restartAction(record, device), "string");
-    }
-  }
-  assert.equal(restartTable.length, 8);
-  assert.throws(() => restartAction("absent", "absent"), /bug/);
-});
-
 const effects = {
   resume: { trace: ["open resume", "serve", "reconnect"], devices: 1, records: 1, count: 1 },
   finish: { trace: ["open resume", "close"], devices: 0, records: 0, count: 0 },
@@ -42,18 +31,20 @@ const effects = {
   discard: { trace: [], devices: 0, records: 0, count: 0 },
 } as const;
 
-for (const row of restartTable) {
-  test(`record ${row.record} and device ${row.device}: ${row.action}`, async () => {
+for (const { record, device: condition } of restartTable.combinations()) {
+  if (record === "absent" && condition === "absent") continue;
+  const { action } = restartTable.decide({ record, device: condition });
+  test(`record ${record} and device ${condition}: ${action}`, async () => {
     const world = new World();
-    const device = row.device !== "absent";
-    const left = { record: row.record === "valid", device, ...(row.device === "in-use" ? { usage: "mounted" } : {}) };
+    const device = condition !== "absent";
+    const left = { record: record === "valid", device, ...(condition === "in-use" ? { usage: "mounted" } : {}) };
     await world.leaveBehind(attachOptions(), left);
-    if (row.record === "damaged") await damageRecord(world);
+    if (record === "damaged") await damageRecord(world);
     const registry = await recover(world);
     const recordCount = (await world.records.list()).length;
     const found = { trace: world.trace, devices: world.devices.length, records: recordCount, count: registry.count };
-    const untouched = { trace: [], devices: 1, records: row.record === "damaged" ? 1 : 0, count: 0 };
-    assert.deepEqual(found, row.action === "report" ? untouched : effects[row.action]);
+    const untouched = { trace: [], devices: 1, records: record === "damaged" ? 1 : 0, count: 0 };
+    assert.deepEqual(found, action === "report" ? untouched : effects[action]);
   });
 }
 
@@ -66,28 +57,28 @@ const reopenEffects: Record<ReopenAction, { trace: string[]; state: string | und
   keep: { trace: ["open resume"], state: "failed" },
 };
 
-for (const [outcome, row] of Object.entries(reopenTable)) {
-  for (const device of [true, false]) {
-    const action = device ? row.withDevice : row.withoutDevice;
-    test(`reopening answers ${outcome} ${device ? "with a" : "without a"} device: ${action}`, async () => {
-      const world = new World();
-      await world.leaveBehind(attachOptions(), { record: true, device });
-      if (outcome !== "ok") world.failNext("open resume", outcome as ErrorKind);
-      const registry = await recover(world);
-      const afterRetry = device ? reopenEffects.serve : reopenEffects.close;
-      const expected =
-        action === "retry"
-          ? { trace: ["open resume", ...afterRetry.trace], state: afterRetry.state }
-          : reopenEffects[action];
-      assert.deepEqual(world.trace, expected.trace);
-      assert.equal((await registry.getAttachment(volumeId))?.state, expected.state);
-      const kept = expected.state !== undefined;
-      assert.equal((await world.records.list()).length, kept ? 1 : 0);
-      await registry.detach(volumeId);
-      assert.equal(registry.count, 0);
-      assert.deepEqual(await world.records.list(), []);
-    });
-  }
+for (const found of reopenTable.combinations()) {
+  const { outcome } = found;
+  const device = found.device === "yes";
+  const { action } = reopenTable.decide(found);
+  test(`reopening answers ${outcome} ${device ? "with a" : "without a"} device: ${action}`, async () => {
+    const world = new World();
+    await world.leaveBehind(attachOptions(), { record: true, device });
+    if (outcome !== "ok") world.failNext("open resume", outcome);
+    const registry = await recover(world);
+    const afterRetry = device ? reopenEffects.serve : reopenEffects.close;
+    const expected =
+      action === "retry"
+        ? { trace: ["open resume", ...afterRetry.trace], state: afterRetry.state }
+        : reopenEffects[action];
+    assert.deepEqual(world.trace, expected.trace);
+    assert.equal((await registry.getAttachment(volumeId))?.state, expected.state);
+    const kept = expected.state !== undefined;
+    assert.equal((await world.records.list()).length, kept ? 1 : 0);
+    await registry.detach(volumeId);
+    assert.equal(registry.count, 0);
+    assert.deepEqual(await world.records.list(), []);
+  });
 }
 
 test("a store that is away is tried with growing pauses, and the attachment says why it waits", async () => {

@@ -315,5 +315,5 @@ test("a journal that lacks what follows the store's last write is set aside, not
   const { journal: successor, entries } = await recovered(next, 10);
   assert.deepEqual(entries, []);
   assert.equal(successor.sequence, 10);
-  assert.ok((await next.list()).includes("0000000000000002.journal.quarantine"));
+  assert.ok((await next.list()).includes("0000000000000001-0000000000000002.quarantine"));
 });
