@@ -7,6 +7,7 @@ import { once } from "node:events";
 import { Agent, createServer, request as httpRequest } from "node:http";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { buffer } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
 
 export type Fate = "pass" | "lose-reply" | "late" | "conflict";
@@ -45,7 +46,7 @@ export async function startUnreliableProxy(options: ProxyOptions): Promise<Unrel
   };
 
   const answer = async (incoming: IncomingMessage, response: ServerResponse): Promise<void> => {
-    const body = Buffer.concat(await Array.fromAsync(incoming as AsyncIterable<Buffer>));
+    const body = await buffer(incoming);
     const isConditional = incoming.method === "PUT" && incoming.headers["if-none-match"] === "*";
     const fate = isConditional ? options.fateOf() : "pass";
     if (isConditional) counts[fate] += 1;
@@ -63,7 +64,7 @@ export async function startUnreliableProxy(options: ProxyOptions): Promise<Unrel
       answered.pipe(response);
       await once(response, "close");
     } else {
-      await Array.fromAsync(answered);
+      await buffer(answered);
       response.destroy();
     }
   };
