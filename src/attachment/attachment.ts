@@ -398,6 +398,8 @@ export class VolumeAttachment {
         operation: "detach",
         error: failure,
       });
+      // It has failed for good and is still open: closing it again lets go of it, so that it can be attached anew.
+      await this.#volume.close();
     }
     this.#volume = undefined;
   }

@@ -140,6 +140,15 @@ test("a volume that was fenced is detached without what it could not upload", as
   assert.deepEqual(await world.records.list(), []);
 });
 
+test("a volume that is fenced while it is being closed is let go of all the same", async () => {
+  const { world, registry } = setUp();
+  await registry.attach(attachOptions());
+  world.failNext("close", "fenced");
+  await registry.detach(volumeId);
+  assert.deepEqual(world.trace.slice(-2), ["close", "close"]);
+  assert.equal((await registry.attach(attachOptions())).state, "attached");
+});
+
 test("an attach of a failed volume replaces it where nobody uses the device", async () => {
   const { world, registry } = setUp();
   await registry.attach(attachOptions());
