@@ -42,6 +42,11 @@ export interface MemoryDiskOptions {
   capacityBytes?: number;
   /** Called before each operation takes effect; what it throws is what the operation fails with. */
   fault?: (call: MemoryDiskCall) => void;
+  /**
+   * Called when an asynchronous operation begins; it takes effect when the promise resolves, never where that never
+   * does. A sync covers what had been written when it began.
+   */
+  delay?: (call: MemoryDiskCall) => Promise<void> | undefined;
 }
 
 /** Shared by a disk and its subdirectories, and ended by crash() and reopen(). */
@@ -50,6 +55,7 @@ interface Session {
   root: DirectoryNode;
   capacityBytes: number;
   fault: ((call: MemoryDiskCall) => void) | undefined;
+  delay: ((call: MemoryDiskCall) => Promise<void> | undefined) | undefined;
 }
 
 export class MemoryDisk implements Disk {
@@ -60,13 +66,18 @@ export class MemoryDisk implements Disk {
   constructor(options: MemoryDiskOptions = {}) {
     const capacityBytes = options.capacityBytes ?? Number.POSITIVE_INFINITY;
     this.#node = new DirectoryNode();
-    this.#session = { ended: false, root: this.#node, capacityBytes, fault: options.fault };
+    this.#session = { ended: false, root: this.#node, capacityBytes, fault: options.fault, delay: options.delay };
     this.#path = "";
   }
 
   /** Replaces the fault hook, for this disk and all its files and subdirectories. */
   setFault(fault: ((call: MemoryDiskCall) => void) | undefined): void {
     this.#session.fault = fault;
+  }
+
+  /** Replaces the delay hook, for this disk and all its files and subdirectories. */
+  setDelay(delay: ((call: MemoryDiskCall) => Promise<void> | undefined) | undefined): void {
+    this.#session.delay = delay;
   }
 
   /** Changes the room there is; what is allocated stays. */
@@ -90,6 +101,27 @@ export class MemoryDisk implements Disk {
     next.#node.reopen();
     this.#session.ended = true;
     return next;
+  }
+
+  /** Paths of all files, as they are now, subdirectories included; sorted. */
+  paths(): string[] {
+    return [...this.#node.files("")].map(([path]) => path).toSorted();
+  }
+
+  /** What a file holds now; empty where there is none. */
+  contentOf(path: string): Buffer {
+    const node = new Map(this.#node.files("")).get(path);
+    const content = Buffer.alloc(node?.sizeBytes ?? 0);
+    node?.read(content, 0);
+    return content;
+  }
+
+  /** Changes bytes of a file behind everybody's back, durably: what a rotten disk does. Beyond its end nothing happens. */
+  damage(path: string, position: number, bytes: Uint8Array): void {
+    const node = new Map(this.#node.files("")).get(path);
+    if (node !== undefined && position < node.sizeBytes) {
+      node.damage(bytes.subarray(0, node.sizeBytes - position), position);
+    }
   }
 
   async list(): Promise<string[]> {
@@ -151,9 +183,9 @@ export class MemoryDisk implements Disk {
   }
 
   async sync(): Promise<void> {
-    const count = this.#node.pending.length;
+    const { changes } = this.#node;
     await this.#enter("sync-directory");
-    this.#node.settle(count);
+    this.#node.settle(changes);
   }
 
   async space(): Promise<{ freeBytes: number; totalBytes: number }> {
@@ -169,8 +201,9 @@ export class MemoryDisk implements Disk {
   async #enter(operation: MemoryDiskCall["operation"], name?: string): Promise<string> {
     if (name !== undefined) plainName(name);
     const path = this.#path + (name ?? "");
-    await Promise.resolve();
-    check(this.#session, { operation, path, position: 0, length: 0 });
+    const call: MemoryDiskCall = { operation, path, position: 0, length: 0 };
+    await this.#session.delay?.(call);
+    check(this.#session, call);
     return path;
   }
 }
@@ -185,23 +218,34 @@ interface NameChange {
 class DirectoryNode {
   readonly entries = new Map<string, FileNode | DirectoryNode>();
   readonly #durable = new Map<string, FileNode | DirectoryNode>();
-  pending: NameChange[] = [];
+  /** Changes of names made so far, and those of them that are not durable. */
+  changes = 0;
+  #pending: NameChange[] = [];
 
   change(change: NameChange): void {
     apply(this.entries, change);
-    this.pending.push(change);
+    this.#pending.push(change);
+    this.changes += 1;
   }
 
-  /** Makes the `count` oldest pending changes durable. */
+  /** Makes the first `count` of all changes durable. */
   settle(count: number): void {
-    for (const change of this.pending.splice(0, count)) apply(this.#durable, change);
+    const durable = this.changes - this.#pending.length;
+    for (const change of this.#pending.splice(0, Math.max(0, count - durable))) apply(this.#durable, change);
+  }
+
+  *files(prefix: string): Generator<[path: string, node: FileNode]> {
+    for (const [name, node] of this.entries) {
+      if (node instanceof FileNode) yield [prefix + name, node];
+      else yield* node.files(`${prefix}${name}/`);
+    }
   }
 
   crash(random: Random, keep: number): void {
-    for (const change of this.pending) {
+    for (const change of this.#pending) {
       if (random.fraction() < keep) apply(this.#durable, change);
     }
-    this.pending = [];
+    this.#pending = [];
     this.entries.clear();
     for (const [name, node] of this.#durable) {
       this.entries.set(name, node);
@@ -268,6 +312,10 @@ class FileNode {
     for (let sector = Math.floor(position / SECTOR_BYTES); sector < last; sector += 1) this.#remember(sector);
     this.#put(source, position);
     this.sizeBytes = Math.max(this.sizeBytes, position + source.length);
+  }
+
+  damage(bytes: Uint8Array, position: number): void {
+    this.#put(bytes, position);
   }
 
   /** Zeroes to the new end, in chunks that count as allocated. */
@@ -387,8 +435,7 @@ class MemoryFile implements DiskFile {
   }
 
   async read(target: Uint8Array, position: number): Promise<void> {
-    this.#assertOpen();
-    await Promise.resolve();
+    await this.#begin("read", position, target.length);
     this.readSync(target, position);
   }
 
@@ -400,14 +447,12 @@ class MemoryFile implements DiskFile {
   }
 
   async write(source: Uint8Array, position: number): Promise<void> {
-    this.#assertOpen();
-    await Promise.resolve();
+    await this.#begin("write", position, source.length);
     this.writeSync(source, position);
   }
 
   async allocate(sizeBytes: number): Promise<void> {
-    this.#assertOpen();
-    await Promise.resolve();
+    await this.#begin("allocate", 0, sizeBytes);
     this.#enter("allocate", 0, sizeBytes);
     if (sizeBytes === 0) return;
     this.#reserve(this.#node.missingBytes(0, sizeBytes));
@@ -419,7 +464,7 @@ class MemoryFile implements DiskFile {
     this.#assertOpen();
     const end = this.#node.beginSync();
     try {
-      await Promise.resolve();
+      await this.#begin("sync", 0, 0);
       this.#enter("sync", 0, 0);
     } catch (error) {
       end(false);
@@ -440,6 +485,11 @@ class MemoryFile implements DiskFile {
         context,
       });
     }
+  }
+
+  async #begin(operation: MemoryDiskCall["operation"], position: number, length: number): Promise<void> {
+    this.#assertOpen();
+    await this.#session.delay?.({ operation, path: this.#path, position, length });
   }
 
   #assertOpen(): void {

@@ -18,10 +18,10 @@ import type { Stores } from "./stores.ts";
 
 export interface HostedVolumesParts {
   engine: Engine;
-  stores: Stores;
+  stores: Pick<Stores, "of" | "catalog">;
   /** Holds one directory per volume. */
   journals: Disk;
-  metrics: Metrics;
+  metrics: Pick<Metrics, "addVolume" | "removeVolume">;
   clock: Clock;
   nodeId: string;
 }

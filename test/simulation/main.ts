@@ -1,0 +1,75 @@
+/**
+ * `npm run simulate -- --seed N --runs M`: worlds of seeds N … N+M−1; ends with 1 where one of them failed.
+ *
+ *   --steps K       actions of a world (300)
+ *   --jobs J        threads (1)
+ *   --crashes C     begins no further world once there were so many crash points
+ *   --without a,b   faults that stay off          --skip 3,7-9   actions left out (both: what a shrunk trace prints)
+ *   --trace L       lines of the trace of a failure (60)
+ *   --no-shrink     shows a failure as it came     --hashes   prints the checksum of every world's trace
+ */
+import { parseArgs } from "node:util";
+import { Tally } from "./tally.ts";
+import { type Job, runJobs, runOne } from "./seed-pool.ts";
+import type { Result, RunOptions } from "./run-seed.ts";
+import { parseRanges, replayCommand, shrink } from "./shrink.ts";
+
+const { values } = parseArgs({
+  allowNegative: true,
+  options: {
+    seed: { type: "string", default: "1" },
+    runs: { type: "string", default: "1" },
+    steps: { type: "string" },
+    jobs: { type: "string", default: "1" },
+    crashes: { type: "string", default: "Infinity" },
+    without: { type: "string", default: "" },
+    skip: { type: "string", default: "" },
+    trace: { type: "string", default: "60" },
+    shrink: { type: "boolean", default: true },
+    hashes: { type: "boolean", default: false },
+  },
+});
+
+function say(line: string): void {
+  process.stdout.write(`${line}\n`);
+}
+
+const options: RunOptions = {
+  ...(values.steps === undefined ? {} : { steps: Number(values.steps) }),
+  without: values.without.split(",").filter((name) => name !== ""),
+  skip: parseRanges(values.skip),
+};
+const tally = new Tally();
+
+function* jobs(): Generator<Job> {
+  const first = Number(values.seed);
+  for (let seed = first; seed < first + Number(values.runs); seed += 1) {
+    if (tally.crashes >= Number(values.crashes)) return;
+    yield { seed, options };
+  }
+}
+
+async function showFailure(failed: Result): Promise<void> {
+  say(`\nseed ${failed.seed} failed: ${failed.error}`);
+  if (values.shrink) {
+    const small = await shrink(failed, options, (candidate) => runOne(failed.seed, candidate));
+    say(`shrunk by ${small.trials} runs: ${small.result.error}`);
+    for (const line of small.result.trace.slice(-Number(values.trace))) say(`    ${line}`);
+    say(replayCommand(failed.seed, small.options));
+  } else {
+    for (const line of failed.trace.slice(-Number(values.trace))) say(`    ${line}`);
+    say(replayCommand(failed.seed, { ...options, steps: failed.steps }));
+  }
+}
+
+await runJobs(jobs(), Number(values.jobs), (result) => {
+  tally.add(result);
+  if (values.hashes)
+    say(`seed ${result.seed}: trace ${result.traceHash}, ${result.traceLines} lines, ${result.events} events`);
+  if (!result.ok && !values.shrink) say(`seed ${result.seed} failed: ${result.error?.split("\n")[0]}`);
+  if (tally.worlds % 500 === 0) say(tally.line());
+});
+for (const failed of tally.failures.slice(0, 3)) await showFailure(failed);
+for (const line of tally.table()) say(line);
+say(tally.line());
+process.exitCode = tally.failures.length > 0 ? 1 : 0;

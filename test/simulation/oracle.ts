@@ -1,0 +1,296 @@
+/**
+ * What one volume may hold: every write with its version, what was acknowledged, and what was flushed.
+ *
+ * A line is the volume as one owner's users see it: a base image and the operations since, in the order in which they
+ * were issued. Users never write a block while a write of it is unanswered, so the operations of a block are in order;
+ * those of different blocks are in order where one was answered before the other was issued.
+ *
+ * When a volume is opened, its image decides which operations took effect: the smallest set that explains it. The set
+ * must hold what may not be lost, each operation whole, and with each operation all that was answered before it was
+ * issued: then the image is the volume as it was at one moment. What is not in the set must never be seen again.
+ */
+export interface Operation {
+  id: number;
+  lba: number;
+  blocks: number;
+  /** What the blocks read as afterwards: its id, or 0 for zeroes. */
+  version: number;
+  issued: number;
+  /** When it was first known to have taken effect: answered, or seen in an image. Infinity before. */
+  known: number;
+  /** A flush that covers it was acknowledged. */
+  flushed: boolean;
+  /** It is in S3, whatever becomes of the node. */
+  durable: boolean;
+  /** It changed nothing that could be seen. */
+  vacuous: boolean;
+  pending: boolean;
+  /** Decided to have been lost: must never be seen. */
+  lost: boolean;
+}
+
+/** What may have happened to the opener's own journal since it was the owner. */
+export type JournalRisk = "none" | "unsynced" | "all";
+
+export class OracleError extends Error {
+  override readonly name = "OracleError";
+}
+
+export class Line {
+  readonly node: string;
+  epoch: number;
+  /** Version of each block by what is durable for certain; -1 where damage in S3 hides it. */
+  readonly base: Int32Array;
+  operations: Operation[] = [];
+  /** A later owner's image was decided without it. */
+  superseded = false;
+
+  constructor(node: string, epoch: number, base: Int32Array) {
+    this.node = node;
+    this.epoch = epoch;
+    this.base = base;
+  }
+
+  /** Puts what is durable and answered into the base. */
+  fold(): void {
+    const kept: Operation[] = [];
+    const blocked = new Set<number>();
+    for (const operation of this.operations) {
+      let isFree = operation.durable && !operation.pending;
+      for (let at = 0; isFree && at < operation.blocks; at += 1) isFree = !blocked.has(operation.lba + at);
+      if (isFree) this.base.fill(operation.version, operation.lba, operation.lba + operation.blocks);
+      else {
+        kept.push(operation);
+        for (let at = 0; at < operation.blocks; at += 1) blocked.add(operation.lba + at);
+      }
+    }
+    this.operations = kept;
+  }
+}
+
+interface ActiveRead {
+  lba: number;
+  allowed: Set<number>[];
+}
+
+export class Oracle {
+  readonly blocks: number;
+  readonly durability: "s3" | "local";
+  main: Line;
+  #now = 0;
+  #nextId = 1;
+  readonly #reads = new Map<Line, Set<ActiveRead>>();
+  /** STARTs in the log: who opened each epoch. */
+  readonly starts: { epoch: number; node: string }[] = [];
+
+  constructor(blocks: number, durability: "s3" | "local") {
+    this.blocks = blocks;
+    this.durability = durability;
+    this.main = new Line("", 0, new Int32Array(blocks));
+  }
+
+  started(epoch: number, node: string): void {
+    this.starts.push({ epoch, node });
+  }
+
+  /** An operation is issued on `line`: `zero`, or a write of its own version. */
+  issue(line: Line, lba: number, blocks: number, zero: boolean): Operation {
+    const id = this.#nextId++;
+    const operation: Operation = {
+      id,
+      lba,
+      blocks,
+      version: zero ? 0 : id,
+      issued: ++this.#now,
+      known: Infinity,
+      flushed: false,
+      durable: false,
+      vacuous: zero && this.#isZero(line, lba, blocks),
+      pending: true,
+      lost: line.superseded,
+    };
+    line.operations.push(operation);
+    for (const read of this.#reads.get(line) ?? []) {
+      for (let at = 0; at < read.allowed.length; at += 1) {
+        if (read.lba + at >= lba && read.lba + at < lba + blocks) read.allowed[at].add(operation.version);
+      }
+    }
+    return operation;
+  }
+
+  /** The operation was answered well; `fua`: and is durable by that. */
+  answered(line: Line, operation: Operation, fua: boolean): void {
+    operation.pending = false;
+    operation.known = Math.min(operation.known, ++this.#now);
+    if (fua) this.#flushed(line, [operation]);
+  }
+
+  /** The operation failed, or nobody waits for it any more: it may have taken effect, and may still. */
+  abandoned(operation: Operation): void {
+    operation.pending = false;
+  }
+
+  /** Nobody waits for anything on this line any more. */
+  abandonAll(line: Line): void {
+    for (const operation of line.operations) operation.pending = false;
+  }
+
+  /** A flush is issued: what it covers. */
+  beginFlush(line: Line): Operation[] {
+    return line.operations.filter((operation) => operation.known !== Infinity);
+  }
+
+  endFlush(line: Line, covered: readonly Operation[]): void {
+    this.#now += 1;
+    this.#flushed(line, covered);
+  }
+
+  beginRead(line: Line, lba: number, blocks: number): ActiveRead {
+    const allowed = Array.from({ length: blocks }, (_, at) => new Set<number>([line.base[lba + at]]));
+    for (const operation of line.operations) {
+      const from = Math.max(lba, operation.lba);
+      const to = Math.min(lba + blocks, operation.lba + operation.blocks);
+      for (let block = from; block < to; block += 1) {
+        if (operation.known !== Infinity) allowed[block - lba].clear();
+        allowed[block - lba].add(operation.version);
+      }
+    }
+    const read = { lba, allowed };
+    let active = this.#reads.get(line);
+    if (active === undefined) this.#reads.set(line, (active = new Set()));
+    active.add(read);
+    return read;
+  }
+
+  endRead(line: Line, read: ActiveRead, versions: readonly number[] | undefined): void {
+    this.#reads.get(line)?.delete(read);
+    for (const [at, version] of (versions ?? []).entries()) {
+      if (read.allowed[at].has(version) || read.allowed[at].has(-1)) continue;
+      const wanted = [...read.allowed[at]].join(" or ");
+      throw new OracleError(`block ${read.lba + at} was read as version ${version}, which had to be ${wanted}`);
+    }
+  }
+
+  /** Everything acknowledged on `line` is in S3: its owner closed the volume well. */
+  closed(line: Line): void {
+    for (const operation of line.operations) {
+      if (operation.known === Infinity || operation.vacuous) continue;
+      if (operation.lost) throw new OracleError(`a former owner closed well, without version ${operation.id} in S3`);
+      operation.flushed = true;
+      operation.durable = true;
+    }
+    line.fold();
+  }
+
+  /**
+   * `node` has opened epoch `epoch` and sees `image` (-1: a block that cannot be read because of damage). Decides what
+   * took effect, and returns the line that users of this owner go on with.
+   */
+  opened(node: string, epoch: number, image: Int32Array, risk: JournalRisk): Line {
+    const main = this.main;
+    const later = this.starts.some((start) => start.epoch > epoch);
+    if (later || epoch < main.epoch) {
+      const line = new Line(node, epoch, image);
+      line.superseded = true;
+      return line;
+    }
+    const sameOwner =
+      main.node === node && this.starts.every((start) => start.epoch <= main.epoch || start.node === node);
+    const mustHold = (operation: Operation): boolean => {
+      if (operation.durable) return true;
+      if (!sameOwner) return false;
+      if (risk === "none") return operation.known !== Infinity;
+      return risk === "unsynced" && operation.flushed;
+    };
+    const held = this.#explain(main, image, mustHold);
+    for (const operation of main.operations) {
+      if (held.has(operation)) {
+        operation.known = Math.min(operation.known, this.#now);
+        if (!sameOwner) operation.durable = true;
+      } else if (!operation.pending || !sameOwner) operation.lost = true;
+    }
+    this.#now += 1;
+    return sameOwner ? this.#continueLine(main, epoch, image) : this.#newLine(node, epoch, image);
+  }
+
+  #continueLine(main: Line, epoch: number, image: Int32Array): Line {
+    main.epoch = epoch;
+    main.operations = main.operations.filter((operation) => !operation.lost);
+    main.fold();
+    for (const [block, version] of image.entries()) if (version === -1) main.base[block] = -1;
+    return main;
+  }
+
+  #newLine(node: string, epoch: number, image: Int32Array): Line {
+    this.main.superseded = true;
+    for (const operation of this.main.operations) if (operation.pending && !operation.durable) operation.lost = true;
+    this.main = new Line(node, epoch, image);
+    return this.main;
+  }
+
+  /** The smallest set of operations that explains the image and holds what it must; throws where there is none. */
+  #explain(line: Line, image: Int32Array, mustHold: (operation: Operation) => boolean): Set<Operation> {
+    const held = new Set<Operation>();
+    let floor = 0;
+    const take = (operation: Operation): void => {
+      held.add(operation);
+      floor = Math.max(floor, operation.issued);
+    };
+    for (const operation of line.operations) if (mustHold(operation)) take(operation);
+    for (;;) {
+      const before = held.size;
+      for (const operation of line.operations) {
+        if (!held.has(operation) && operation.known < floor) take(operation);
+      }
+      this.#matchImage(line, image, held, take);
+      if (held.size === before) return held;
+    }
+  }
+
+  /** Where a block does not read as the newest operation held has it, a later one must be held that does. */
+  #matchImage(line: Line, image: Int32Array, held: ReadonlySet<Operation>, take: (operation: Operation) => void): void {
+    const newest = Int32Array.from(line.base);
+    const after: Operation[][] = Array.from({ length: this.blocks }, () => []);
+    for (const operation of line.operations) {
+      for (let block = operation.lba; block < operation.lba + operation.blocks; block += 1) {
+        if (held.has(operation)) {
+          newest[block] = operation.version;
+          after[block] = [];
+        } else after[block].push(operation);
+      }
+    }
+    for (const [block, version] of image.entries()) {
+      if (version === newest[block] || version === -1 || newest[block] === -1) continue;
+      const found = after[block].find((operation) => operation.version === version);
+      if (found === undefined) {
+        throw new OracleError(
+          `no moment of history explains the image: block ${block} reads as version ${version}, ` +
+            `but what must be held makes it ${newest[block]}`,
+        );
+      }
+      take(found);
+      return;
+    }
+  }
+
+  #flushed(line: Line, covered: readonly Operation[]): void {
+    const toStore = this.durability === "s3";
+    for (const operation of covered) {
+      operation.flushed = true;
+      if (!toStore) continue;
+      if (operation.lost && !operation.vacuous) {
+        throw new OracleError(`a former owner acknowledged a flush of version ${operation.id}, which S3 does not hold`);
+      }
+      operation.durable = true;
+    }
+    if (toStore) line.fold();
+  }
+
+  #isZero(line: Line, lba: number, blocks: number): boolean {
+    for (let block = lba; block < lba + blocks; block += 1) if (line.base[block] !== 0) return false;
+    return line.operations.every(
+      (operation) =>
+        operation.version === 0 || operation.lba >= lba + blocks || operation.lba + operation.blocks <= lba,
+    );
+  }
+}

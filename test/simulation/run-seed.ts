@@ -1,0 +1,156 @@
+/**
+ * Runs one world from its seed to its end: a number of random actions, then all faults end, everything must drain, and
+ * a node that never saw the volume must find in S3 what was acknowledged.
+ */
+import { SeededRandom } from "../../src/base/seeded-random.ts";
+import { actions } from "./actions.ts";
+import { volumeId } from "./content.ts";
+import { OracleError } from "./oracle.ts";
+import { World } from "./world.ts";
+
+export interface RunOptions {
+  /** Actions; default 300. */
+  steps?: number;
+  /** Faults that stay off, by name. */
+  without?: readonly string[];
+  /** Numbers of actions that are left out. */
+  skip?: ReadonlySet<number>;
+}
+
+export interface Result {
+  seed: number;
+  ok: boolean;
+  /** Why it failed. */
+  error: string | undefined;
+  /** The last lines of the trace, where it failed. */
+  trace: string[];
+  traceHash: number;
+  traceLines: number;
+  crashes: number;
+  steps: number;
+  events: number;
+  coverage: [string, number][];
+}
+
+const DEFAULT_STEPS = 300;
+/** Virtual time in which everything must have drained once no fault is left. */
+const DRAIN_MS = 900_000;
+
+export async function runSeed(seed: number, options: RunOptions = {}): Promise<Result> {
+  const world = new World(seed, new Set(options.without ?? []));
+  const onUncaught = (error: unknown): void => world.fail(error);
+  process.on("unhandledRejection", onUncaught);
+  process.on("uncaughtException", onUncaught);
+  let failure: unknown;
+  try {
+    await Promise.race([live(world, options), world.failed]);
+  } catch (error) {
+    failure = error ?? new Error("failed without an error");
+  } finally {
+    world.clock.stop();
+    for (const node of world.nodes) node.server?.process.kill();
+    process.off("unhandledRejection", onUncaught);
+    process.off("uncaughtException", onUncaught);
+  }
+  return {
+    seed,
+    ok: failure === undefined,
+    error: failure === undefined ? undefined : explain(failure),
+    trace: failure === undefined ? [] : world.trace.tail(),
+    traceHash: world.trace.hash,
+    traceLines: world.trace.lines,
+    crashes: world.crashes,
+    steps: options.steps ?? DEFAULT_STEPS,
+    events: world.events,
+    coverage: [...world.coverage.counts],
+  };
+}
+
+async function live(world: World, options: RunOptions): Promise<void> {
+  const { cluster, clock, trace } = world;
+  for (const node of world.nodes) node.boot();
+  await cluster.create();
+  cluster.target = world.nodes[0];
+  const enabled = actions.filter(({ fault }) => fault === undefined || world.swarm.enabled.has(fault));
+  const total = enabled.reduce((sum, { weight }) => sum + weight, 0);
+  const steps = options.steps ?? DEFAULT_STEPS;
+  for (let step = 0; step < steps; step += 1) {
+    // A stream per step: leaving one out changes nothing in what the others draw.
+    const random = world.stream(10_000 + step);
+    if (random.below(8) > 0) await settle(world);
+    cluster.reconcile();
+    let left = random.fraction() * total;
+    const action = enabled.find(({ weight }) => (left -= weight) < 0) ?? enabled[0];
+    world.pauseMs = -Math.log(1 - random.fraction()) * world.swarm.paceMs;
+    if (options.skip?.has(step) !== true && action.run(world, random)) {
+      world.coverage.add(`action: ${action.name}`);
+      if (action.name !== "requests") trace.add(`action ${step}: ${action.name}`);
+    }
+    await clock.sleep(world.pauseMs);
+  }
+  await end(world, new SeededRandom(world.seed));
+}
+
+/** Mostly, the next thing happens when somebody uses the volume again; else in the midst of recovering from the last one. */
+async function settle(world: World): Promise<void> {
+  const { clock, cluster } = world;
+  for (let turn = 0; turn < 60; turn += 1) {
+    if ([...cluster.sessions.values()].some((session) => session.alive && session.device.connected)) return;
+    cluster.reconcile();
+    await clock.sleep(50);
+  }
+}
+
+/** All faults end: everything must drain, be closed well, and be found in S3 by a node that never had it. */
+async function end(world: World, random: SeededRandom): Promise<void> {
+  const { cluster, clock, service, trace } = world;
+  trace.add("all faults end");
+  service.out = false;
+  service.partitioned.clear();
+  service.faultsOn = false;
+  for (const node of world.nodes) node.heal();
+  const bound = deadline(world);
+  const rest = world.nodes[random.below(world.nodes.length)];
+  cluster.target = rest;
+  cluster.forced = random.below(2) === 0;
+  await until(world, () => cluster.sessions.get(rest)?.alive === true, "the volume is not attached at the end");
+  for (let count = 0; count < 20; count += 1) {
+    for (const session of cluster.sessions.values()) session.step();
+    await clock.sleep(random.fraction() * 20);
+  }
+  cluster.target = undefined;
+  for (const node of world.nodes) cluster.evicted.add(node);
+  await until(world, () => cluster.sessions.size === 0 && cluster.working.size === 0, "not everything was detached");
+  const fresh = world.addNode("node-z");
+  world.nodes.push(fresh);
+  fresh.boot();
+  cluster.target = fresh;
+  cluster.forced = true;
+  await until(world, () => cluster.sessions.get(fresh)?.alive === true, "a fresh node cannot attach the volume");
+  cluster.target = undefined;
+  cluster.evicted.add(fresh);
+  await until(world, () => cluster.sessions.size === 0 && cluster.working.size === 0, "the fresh node does not detach");
+  await cluster.controlUntilDone((catalog) => catalog.unpublish(volumeId, ""));
+  world.coverage.add("ended well");
+  bound.cancel();
+}
+
+function deadline(world: World): { cancel(): void } {
+  return world.clock.after(DRAIN_MS, () => world.fail(new OracleError("the world does not come to its end")));
+}
+
+async function until(world: World, condition: () => boolean, otherwise: string): Promise<void> {
+  const { clock, cluster } = world;
+  const endMs = clock.monotonicMs() + DRAIN_MS / 3;
+  while (!condition()) {
+    if (clock.monotonicMs() > endMs) throw new OracleError(otherwise);
+    cluster.reconcile();
+    await clock.sleep(25);
+  }
+}
+
+function explain(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const cause = error.cause === undefined ? "" : `\ncaused by ${explain(error.cause)}`;
+  return error instanceof OracleError ? `${error.message}${cause}` : `${error.stack ?? error.message}${cause}`;
+}

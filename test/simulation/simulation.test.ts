@@ -1,0 +1,51 @@
+/**
+ * The simulator in `npm test`: the same seed takes the same steps, seeds that once failed pass, and a slice of fresh
+ * worlds with 10,000 crash points loses nothing, while every fault on the list takes place.
+ */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { failedSeeds } from "./failed-seeds.ts";
+import { expectedEvents } from "./coverage.ts";
+import type { Result } from "./run-seed.ts";
+import { type Job, runJobs } from "./seed-pool.ts";
+import { replayCommand } from "./shrink.ts";
+import { Tally } from "./tally.ts";
+
+const THREADS = 2;
+const SLICE_CRASHES = 10_000;
+const FIRST_SEED = 1;
+
+function explain({ seed, error, trace, steps }: Result): string {
+  return [`seed ${seed}: ${error}`, ...trace.slice(-40), replayCommand(seed, { steps })].join("\n");
+}
+
+test("a seed takes the same steps every time", async () => {
+  const seeds = [11, 12, 13, 14, 11, 12, 13, 14];
+  const hashes = new Map<number, string[]>();
+  const jobs = seeds.map((seed) => ({ seed, options: { steps: 150 } })).values();
+  await runJobs(jobs, THREADS, ({ seed, traceHash, traceLines, events }) => {
+    hashes.set(seed, [...(hashes.get(seed) ?? []), `${traceHash} ${traceLines} ${events}`]);
+  });
+  for (const [seed, [first, second]] of hashes) assert.equal(first, second, `seed ${seed}`);
+  assert.equal(new Set([...hashes.values()].map(([hash]) => hash)).size, 4);
+});
+
+test("every seed that ever failed passes", async () => {
+  const jobs = failedSeeds.map(({ seed }) => ({ seed, options: {} })).values();
+  await runJobs(jobs, THREADS, (result) => assert.ok(result.ok, explain(result)));
+});
+
+test("nothing is lost over 10,000 crash points, and everything that can happen has happened", async (context) => {
+  const tally = new Tally();
+  function* jobs(): Generator<Job> {
+    for (let seed = FIRST_SEED; tally.crashes < SLICE_CRASHES; seed += 1) yield { seed, options: {} };
+  }
+  await runJobs(jobs(), THREADS, (result) => {
+    tally.add(result);
+    assert.ok(result.ok, explain(result));
+  });
+  for (const line of tally.table()) context.diagnostic(line);
+  context.diagnostic(tally.line());
+  const never = expectedEvents.filter((name) => tally.coverage.get(name) === 0);
+  assert.deepEqual(never, [], "what never happened in the slice");
+});
