@@ -16,7 +16,7 @@ import { WorkerPool } from "../../src/attachment/worker-pool.ts";
 import type { CallMessage, Port, WorkerMessage } from "../../src/attachment/worker-messages.ts";
 import { openHostedVolume } from "../../src/cli/hosted-volumes.ts";
 import { Transmission } from "../../src/nbd/transmission.ts";
-import { VolumeMetrics } from "../../src/observability/metrics.ts";
+import { type VolumeGauges, VolumeMetrics } from "../../src/observability/metrics.ts";
 import { RetryingStore } from "../../src/store/retrying.ts";
 import { Catalog } from "../../src/volume/catalog.ts";
 import { Engine } from "../../src/volume/engine.ts";
@@ -92,7 +92,10 @@ export class SimServer {
       engine,
       stores: { of: () => store, catalog: () => catalog },
       journals,
-      metrics: { addVolume: () => new VolumeMetrics(noGauges), removeVolume: () => undefined },
+      metrics: {
+        addVolume: (_id: string, gauges: () => VolumeGauges) => new VolumeMetrics(gauges),
+        removeVolume: () => undefined,
+      },
       clock,
       nodeId,
     };
@@ -163,10 +166,6 @@ export class SimServer {
       destroy: () => transmission.destroy(),
     };
   }
-}
-
-function noGauges() {
-  return { sizeBytes: 0, dirtyBytes: 0, behindSeconds: 0, journalUsedBytes: 0, journalLimitBytes: 0, failed: false };
 }
 
 /** The two ends between the control thread and the worker's: messages arrive in order, a moment later. */
