@@ -33,7 +33,7 @@
  * Extent: 0 8 lba | 8 4 block count | 12 1 kind (0 data, 1 zeroes) | 13 3 zero
  */
 import { crc32 } from "../../base/checksum.ts";
-import { OperationError } from "../../base/errors.ts";
+import { checkZero, corrupt, readU64 } from "./fields.ts";
 import { RAW_FRAME_BYTES } from "./frame.ts";
 
 export const JOURNAL_FILE_BYTES = 64 * 1024 * 1024;
@@ -74,26 +74,32 @@ export function encodeFileHeader(header: JournalFileHeader): Buffer {
   return bytes;
 }
 
-/** The header, or undefined where the page holds none that is intact (a torn or never used file). */
+/**
+ * The header, or undefined where the page holds none that is intact (a torn or never used file). One that is intact and
+ * cannot be is "corrupt": to take it for none would drop the records behind it. What follows its 72 bytes is not read.
+ */
 export function decodeFileHeader(bytes: Buffer): JournalFileHeader | undefined {
   if (bytes.length < FILE_HEADER_BYTES || bytes.readUInt32LE(0) !== FILE_MAGIC) return undefined;
   if (bytes.readUInt32LE(68) !== crc32(bytes.subarray(0, 68))) return undefined;
   if (bytes.readUInt16LE(4) !== VERSION) {
-    throw new OperationError("corrupt", "the journal was written by a newer s3block: start that version on this node", {
-      context: { version: bytes.readUInt16LE(4) },
+    throw corrupt("the journal was written by a newer s3block: start that version on this node", {
+      version: bytes.readUInt16LE(4),
     });
   }
-  const fileNumber = Number(bytes.readBigUInt64LE(40));
-  const firstSequence = Number(bytes.readBigUInt64LE(48));
-  if (!Number.isSafeInteger(fileNumber) || !Number.isSafeInteger(firstSequence) || bytes[60] > 1) return undefined;
+  const fileBytes = bytes.readUInt32LE(64);
+  checkZero(bytes, 6, 8);
+  checkZero(bytes, 61, 64);
+  if (bytes[60] > 1 || fileBytes % FILE_HEADER_BYTES !== 0 || fileBytes <= FILE_HEADER_BYTES) {
+    throw corrupt("header of a journal file is invalid", { begins: bytes[60], fileBytes });
+  }
   return {
     uid: bytes.toString("hex", 8, 24),
     journalId: Buffer.from(bytes.subarray(24, 40)),
-    fileNumber,
-    firstSequence,
+    fileNumber: readU64(bytes, 40),
+    firstSequence: readU64(bytes, 48),
     chain: bytes.readUInt32LE(56),
     begins: bytes[60] === 1,
-    fileBytes: bytes.readUInt32LE(64),
+    fileBytes,
   };
 }
 
@@ -156,6 +162,7 @@ export function decodeRecordHead(bytes: Buffer, chain: number): JournalRecord | 
     checksum,
     extents: [],
   };
+  if (!Number.isSafeInteger(record.sequence) || !Number.isSafeInteger(record.epoch)) return undefined;
   let expectedBytes = headBytes;
   for (let index = 0; index < extentCount; index += 1) {
     const at = RECORD_HEADER_BYTES + index * RECORD_EXTENT_BYTES;
