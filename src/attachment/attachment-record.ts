@@ -25,6 +25,7 @@ const suffix = ".json";
 const temporarySuffix = ".tmp";
 const recordVersion = 1;
 const maxRecordBytes = 64 * 1024;
+const durabilities: readonly unknown[] = ["s3", "local", ""];
 
 export class AttachmentRecords {
   readonly #disk: Disk;
@@ -93,21 +94,27 @@ function decodeRecord(bytes: Buffer, volumeId: VolumeId): AttachmentRecord {
   const record = asRecord(value);
   const options = asRecord(record.options);
   const location = asRecord(options.location);
-  const texts = [options.durability, location.url, location.endpoint, location.region, record.backend];
+  const texts = [location.url, location.endpoint, location.region, record.backend];
   const numbers = [options.publication, record.sizeBytes, record.blockSizeBytes];
   const valid =
     record.version === recordVersion &&
     options.volumeId === volumeId &&
     typeof options.readOnly === "boolean" &&
+    durabilities.includes(options.durability) &&
+    isMap(options.secrets) &&
     texts.every((text) => typeof text === "string") &&
     numbers.every((number) => Number.isSafeInteger(number) && (number as number) >= 0) &&
-    Object.values(asRecord(options.secrets)).every((secret) => typeof secret === "string");
+    Object.values(options.secrets).every((secret) => typeof secret === "string");
   if (!valid) throw damaged(volumeId, undefined);
   return value as AttachmentRecord;
 }
 
+function isMap(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
 function asRecord(value: unknown): Record<string, unknown> {
-  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
+  return isMap(value) ? value : {};
 }
 
 function damaged(volumeId: VolumeId, cause: unknown): OperationError {
