@@ -12,7 +12,6 @@
  * - DISCONNECT does not look for users, and fails requests that were not answered: hence the look before it.
  * - The kernel takes a reference of a socket: closing our descriptor of it is right after every request.
  */
-import { assert } from "../../base/assert.ts";
 import type { Clock } from "../../base/clock.ts";
 import { describe, type ErrorKind, OperationError } from "../../base/errors.ts";
 import type { Log } from "../../base/log.ts";
@@ -110,8 +109,10 @@ export class NetlinkNbd implements KernelNbd {
     for (let attempt = 0; ; attempt += 1) {
       try {
         const payloads = await this.#request(message, "connect", { backend: options.backendIdentifier });
-        assert(payloads.length === 1, `${payloads.length} answers to a connect`);
-        return decodeConnected(payloads[0]);
+        if (payloads.length === 1) return decodeConnected(payloads[0]);
+        throw new OperationError("corrupt", "the kernel answered a connect otherwise than by one message", {
+          context: { messages: payloads.length },
+        });
       } catch (error) {
         const passing = error instanceof OperationError && error.kind === "busy" && attempt < BUSY_RETRIES;
         if (!passing || (options.index !== undefined && this.get(options.index)?.connected === true)) throw error;

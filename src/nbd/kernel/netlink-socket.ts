@@ -23,12 +23,14 @@ export class NetlinkError extends Error {
 
 const RECEIVE_SIZE_BYTES = 65536;
 const POLL_INTERVAL_MS = 2;
+/** An answer of the nbd family is one or two: whatever goes on for longer is no answer to us. */
+const MAX_DATAGRAMS = 64;
 const SEQUENCE = 1;
 
 /**
  * Sends `payload` to `family` and returns the payloads of the messages that precede the acknowledgement.
  * Throws NetlinkError when the kernel refuses; OperationError "unavailable" when no socket can be had or no answer
- * came within `deadlineMs` (the request may still take effect then).
+ * came within `deadlineMs` (the request may still take effect then), "corrupt" for what is no answer.
  */
 export async function requestNetlink(
   parts: { libc: Libc; clock: Clock },
@@ -53,8 +55,9 @@ export async function requestNetlink(
     await within(clock, sent, request.deadlineMs);
     const target = Buffer.alloc(RECEIVE_SIZE_BYTES);
     const payloads: Buffer[] = [];
-    for (;;) {
+    for (let received = 0; received < MAX_DATAGRAMS;) {
       const datagram = libc.receive(fd, target);
+      received += datagram === undefined ? 0 : 1;
       if (datagram === undefined) {
         if (clock.monotonicMs() >= endMs) throw tooLate(request.deadlineMs);
         await clock.sleep(POLL_INTERVAL_MS);
@@ -62,6 +65,9 @@ export async function requestNetlink(
         return payloads;
       }
     }
+    throw new OperationError("corrupt", "a netlink answer does not come to its end", {
+      context: { datagrams: MAX_DATAGRAMS },
+    });
   } catch (error) {
     if (error instanceof SystemCallError) {
       throw new OperationError("unavailable", "netlink failed", { cause: error, context: { error: error.code } });
