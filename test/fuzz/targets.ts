@@ -1,0 +1,17 @@
+/** All targets by name. */
+import { cacheTargets } from "./targets/cache.ts";
+import { journalTargets } from "./targets/journal.ts";
+import { nbdTargets } from "./targets/nbd.ts";
+import { netlinkTargets } from "./targets/netlink.ts";
+import { storedFormats } from "./targets/stored-formats.ts";
+import { textTargets } from "./targets/texts.ts";
+import type { MakeTarget } from "./target.ts";
+
+export const targets: Readonly<Record<string, MakeTarget>> = {
+  ...Object.fromEntries(storedFormats().map((target) => [target.name, () => target])),
+  ...journalTargets,
+  ...cacheTargets,
+  ...textTargets,
+  ...nbdTargets,
+  ...netlinkTargets,
+};
