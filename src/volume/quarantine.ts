@@ -7,6 +7,7 @@
  * one that was set aside by the same call, and none before the names of the new ones are durable.
  */
 import type { Disk } from "../base/disk.ts";
+import { isKind } from "../base/errors.ts";
 
 const suffix = ".quarantine";
 const namePattern = /^[0-9a-f]{16}-[0-9a-f]{16}\.quarantine$/;
@@ -34,11 +35,17 @@ export async function quarantine(
   return kept;
 }
 
+/** Nothing where people have removed the file meanwhile. */
 async function sizeOf(disk: Disk, name: string): Promise<number> {
-  const file = await disk.open(name);
-  const sizeBytes = file.sizeBytes();
-  await file.close();
-  return sizeBytes;
+  try {
+    const file = await disk.open(name);
+    const sizeBytes = file.sizeBytes();
+    await file.close();
+    return sizeBytes;
+  } catch (error) {
+    if (isKind(error, "not-found")) return 0;
+    throw error;
+  }
 }
 
 function hex(number: number): string {

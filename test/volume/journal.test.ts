@@ -5,7 +5,7 @@ import { OperationError } from "../../src/base/errors.ts";
 import { type Log, nullLog } from "../../src/base/log.ts";
 import { MemoryDisk } from "../../src/base/memory-disk.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
-import { EXTENT_DATA } from "../../src/volume/format/journal-record.ts";
+import { encodeFileHeader, EXTENT_DATA } from "../../src/volume/format/journal-record.ts";
 import { Journal } from "../../src/volume/journal.ts";
 
 const BLOCK = 4096;
@@ -316,4 +316,27 @@ test("a journal that lacks what follows the store's last write is set aside, not
   assert.deepEqual(entries, []);
   assert.equal(successor.sequence, 10);
   assert.ok((await next.list()).includes("0000000000000001-0000000000000002.quarantine"));
+});
+
+test("a file whose header does not continue the records before it is never appended to", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  for (let turn = 0; turn < 10; turn += 1) await append(journal, turn, Buffer.alloc(BLOCK, turn));
+  const { journalId } = journal;
+  const next = disk.reopen();
+  // The right journal, number and sequence, but another record before it: as a file of a history that was cut off.
+  const header = { uid, journalId, fileNumber: 2, firstSequence: 11, chain: 0x1234, begins: false };
+  const forged = await next.open("0000000000000002.journal", { create: true });
+  await forged.allocate(FILE_BYTES);
+  forged.writeSync(encodeFileHeader({ ...header, fileBytes: FILE_BYTES }), 0);
+  const { journal: successor, entries } = await recovered(next);
+  assert.equal(entries.length, 10);
+  await append(successor, 77, Buffer.alloc(BLOCK, 77));
+  await successor.close();
+  // The store has taken the first ten meanwhile: reading begins at the file that holds the eleventh.
+  const { entries: later } = await recovered(next.reopen(), 10);
+  assert.deepEqual(
+    later.map(({ sequence, lba }) => [sequence, lba]),
+    [[11, 77]],
+  );
 });
