@@ -13,6 +13,7 @@
 import { statfs } from "node:fs/promises";
 import { status as code } from "@grpc/grpc-js";
 import type { Attachment, DataPlane } from "../attachment/data-plane.ts";
+import { assert } from "../base/assert.ts";
 import type { Clock } from "../base/clock.ts";
 import { isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
@@ -30,6 +31,7 @@ import type { VolumeId } from "../volume/identity.ts";
 import type { Handlers } from "./grpc-server.ts";
 import type * as messages from "./messages.ts";
 import { makeMountDirectory, makeMountFile, NodePaths, pathExists, removeTarget } from "./node-paths.ts";
+import { type MountedForPublishing, type MountedForStaging, publishTable, stagingTable } from "./mount-tables.ts";
 import { OperationLock } from "./operation-lock.ts";
 import { decodePublishContext, type PublishContext } from "./publish-context.ts";
 import * as requests from "./requests.ts";
@@ -216,14 +218,18 @@ export class NodeService {
     const { volumeId, readOnly, sizeBytes, neverWritten } = attachment;
     const mounts = await listMounts();
     const bound = mounts.find((mount) => isBoundDevice(mount, device));
-    if (bound !== undefined) throw conflict("the volume is in use as a device", { volumeId, path: bound.mountPoint });
     const mounted = mountAt(mounts, path);
-    if (mounted !== undefined) {
-      if (isSameDevice(mounted, device.number)) {
-        mustBeStagedSo(mounted, { type, readOnly, volumeId });
-        return;
-      }
-      await this.#unmountStale(mounted, volumeId);
+    const { action, name } = stagingTable.decide({
+      mounted: await this.#mountedForStaging(mounted, device, { type, readOnly }),
+      volume: bound === undefined ? "free" : "used as a device",
+    });
+    const found = { volumeId, path: bound?.mountPoint ?? path, type };
+    if (action === "done") return;
+    if (action === "refuse") throw conflict(name, found);
+    if (action === "unstage first") throw new CsiError(code.FAILED_PRECONDITION, "in-use", name, found);
+    if (action === "replace") {
+      this.#options.log.warn(`unmounting ${name} at the staging path`, { volumeId, path, source: mounted?.source });
+      await unmount(path);
     }
     await makeMountDirectory(path);
     const log = this.#options.log.child({ volumeId, operation: "NodeStageVolume" });
@@ -235,19 +241,18 @@ export class NodeService {
     );
   }
 
-  /** A mount of a device that no volume has any more, left by an attachment that was lost, is in the way. */
-  async #unmountStale(mounted: MountEntry, volumeId: VolumeId): Promise<void> {
+  async #mountedForStaging(
+    mounted: MountEntry | undefined,
+    device: Device,
+    wanted: { type: string; readOnly: boolean },
+  ): Promise<MountedForStaging> {
+    if (mounted === undefined) return "nothing";
+    if (isSameDevice(mounted, device.number)) return ownMount(mounted, wanted);
     for (const other of await this.#options.dataPlane.listAttachments()) {
-      const device = await getDevice(other);
-      if (device === undefined || !isSameDevice(device.number, mounted)) continue;
-      throw conflict("another volume is staged at this path", { volumeId, other: other.volumeId });
+      const number = (await getDevice(other))?.number;
+      if (number !== undefined && isSameDevice(mounted, number)) return "another volume";
     }
-    this.#options.log.warn("unmounting what an attachment that is gone left at the staging path", {
-      volumeId,
-      path: mounted.mountPoint,
-      source: mounted.source,
-    });
-    await unmount(mounted.mountPoint);
+    return "a lost device";
   }
 }
 
@@ -262,19 +267,19 @@ interface NodePublication {
 }
 
 async function publishFileSystem(publication: NodePublication): Promise<void> {
-  const { volumeId, device, staging, target, readOnly } = publication;
+  const { device, staging, target, readOnly } = publication;
   const mounts = await listMounts();
   const staged = staging === undefined ? undefined : mountAt(mounts, staging);
-  if (staging === undefined || staged === undefined || !isSameDevice(staged, device.number)) {
-    throw notStaged(volumeId, "the volume is not mounted at the staging path");
-  }
+  const isStaged = staged !== undefined && isSameDevice(staged, device.number);
   const existing = mountAt(mounts, target);
-  if (existing !== undefined) {
-    mustBePublishedSo(isSameDevice(existing, device.number), existing, publication);
-    return;
-  }
-  const others = mounts.filter((mount) => isTargetOf(mount, device) && mount.mountPoint !== staging);
-  mustBeOnlyTarget(others, publication);
+  const isNeeded = mustPublish(publication, {
+    volume: isStaged ? "staged" : "not staged",
+    existing,
+    isOurs: existing !== undefined && isSameDevice(existing, device.number),
+    others: mounts.filter((mount) => isTargetOf(mount, device) && mount.mountPoint !== staging),
+  });
+  if (!isNeeded) return;
+  assert(staging !== undefined, "only what is staged is published");
   await makeMountDirectory(target);
   await bindOrRemove(staging, target, readOnly);
 }
@@ -282,18 +287,55 @@ async function publishFileSystem(publication: NodePublication): Promise<void> {
 async function publishDevice(publication: NodePublication): Promise<void> {
   const { device, target, readOnly } = publication;
   const mounts = await listMounts();
-  mustNotBeMounted(mounts, device);
   const existing = mountAt(mounts, target);
-  if (existing !== undefined) {
-    mustBePublishedSo(isBoundDevice(existing, device), existing, publication);
-    return;
-  }
-  mustBeOnlyTarget(
-    mounts.filter((mount) => isBoundDevice(mount, device)),
-    publication,
-  );
+  const isNeeded = mustPublish(publication, {
+    volume: mounts.some((mount) => isSameDevice(mount, device.number)) ? "used the other way" : "staged",
+    existing,
+    isOurs: existing !== undefined && isBoundDevice(existing, device),
+    others: mounts.filter((mount) => isBoundDevice(mount, device)),
+  });
+  if (!isNeeded) return;
   await makeMountFile(target);
   await bindOrRemove(device.path, target, readOnly);
+}
+
+/** Whether anything is left to bind; throws where publishTable refuses. `others`: where the volume is published. */
+function mustPublish(
+  publication: NodePublication,
+  found: {
+    volume: "staged" | "not staged" | "used the other way";
+    existing: MountEntry | undefined;
+    isOurs: boolean;
+    others: readonly MountEntry[];
+  },
+): boolean {
+  const { volumeId, target, readOnly, singleTarget } = publication;
+  const { volume, existing, isOurs, others } = found;
+  const { action, name } = publishTable.decide({
+    volume,
+    target: mountedForPublishing(existing, isOurs, readOnly),
+    elsewhere: singleTarget && others.length > 0 ? "yes" : "no, or allowed",
+  });
+  switch (action) {
+    case "stage first":
+      throw notStaged(volumeId, name);
+    case "unpublish first":
+      throw new CsiError(code.FAILED_PRECONDITION, "in-use", name, { volumeId, path: others[0].mountPoint });
+    case "refuse":
+      throw conflict(name, { volumeId, path: target });
+    default:
+      return action === "bind";
+  }
+}
+
+function mountedForPublishing(
+  existing: MountEntry | undefined,
+  isOurs: boolean,
+  readOnly: boolean,
+): MountedForPublishing {
+  if (existing === undefined) return "nothing";
+  if (!isOurs) return "something else";
+  return existing.options.includes("ro") === readOnly ? "as wanted" : "other access";
 }
 
 /** A target without a mount would look like an empty volume: it goes where binding fails. */
@@ -339,38 +381,11 @@ function mustServe(attachment: Attachment): void {
   throw new OperationError("busy", "the volume is being attached or detached: retry", { context: { volumeId, state } });
 }
 
-function mustBeStagedSo(mounted: MountEntry, wanted: { type: string; readOnly: boolean; volumeId: string }): void {
-  const { volumeId, type, readOnly } = wanted;
-  if (mounted.fileSystem !== type) throw conflict("the volume is staged with another filesystem", { volumeId, type });
-  if (mounted.options.includes("ro") !== readOnly) {
-    throw conflict("the volume is staged with other access", { volumeId, readOnly: String(readOnly) });
-  }
-  if (!readOnly && mounted.superOptions.includes("ro")) {
-    throw new CsiError(
-      code.FAILED_PRECONDITION,
-      "in-use",
-      "the filesystem went read-only after errors of its device: unstage the volume, then stage it again",
-      { volumeId },
-    );
-  }
-}
-
-function mustBePublishedSo(isOurs: boolean, existing: MountEntry, publication: NodePublication): void {
-  if (isOurs && existing.options.includes("ro") === publication.readOnly) return;
-  throw conflict(isOurs ? "the volume is published there with other access" : "something else is mounted there", {
-    volumeId: publication.volumeId,
-    path: publication.target,
-  });
-}
-
-function mustBeOnlyTarget(others: readonly MountEntry[], publication: NodePublication): void {
-  if (!publication.singleTarget || others.length === 0) return;
-  throw new CsiError(
-    code.FAILED_PRECONDITION,
-    "in-use",
-    "the volume has a single writer and is published at another path: unpublish it there first",
-    { volumeId: publication.volumeId, path: others[0].mountPoint },
-  );
+/** How the volume itself is mounted at its staging path. */
+function ownMount(mounted: MountEntry, wanted: { type: string; readOnly: boolean }): MountedForStaging {
+  if (mounted.fileSystem !== wanted.type) return "another type";
+  if (mounted.options.includes("ro") !== wanted.readOnly) return "other access";
+  return !wanted.readOnly && mounted.superOptions.includes("ro") ? "gone read-only" : "as wanted";
 }
 
 function mustNotBeMounted(mounts: readonly MountEntry[], device: Device): void {

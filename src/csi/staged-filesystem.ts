@@ -1,16 +1,6 @@
 /**
  * The filesystem of a volume at its staging path: made where the volume is empty, checked, mounted.
- *
- * It must never format what may hold data. What allows it is the engine's word that no block was ever written, or the
- * marker of a mkfs of ours that did not end (host/format-marker.ts); blkid's word alone never does:
- *
- *   never written   marker   found by blkid      then
- *   yes             –        nothing             mark, make, unmark, mount
- *   yes             –        anything            refuse: the volume's own records are wrong
- *   no              yes      (not asked)         trim, make, unmark, mount: nobody ever mounted it
- *   no              no       the wanted type     check, mount
- *   no              no       anything else       refuse: it holds other data
- *   a row that makes, on a read-only device      refuse: nothing to read yet
+ * What it may do with what the device holds is decided by formatTable (mount-tables.ts) alone.
  */
 import { status as code } from "@grpc/grpc-js";
 import { isKind, OperationError } from "../base/errors.ts";
@@ -25,6 +15,7 @@ import {
 } from "../host/filesystem.ts";
 import { clearFormatMarker, hasFormatMarker, RESERVED_BYTES, writeFormatMarker } from "../host/format-marker.ts";
 import { mountFileSystem } from "../host/mount.ts";
+import { formatTable } from "./mount-tables.ts";
 import { CsiError } from "./status.ts";
 
 export interface DeviceFileSystem {
@@ -48,27 +39,21 @@ export interface DeviceContent {
 
 export type FormatDecision = "make" | "make again" | "use";
 
-/** The table above; throws for the rows that refuse. */
+/** Throws for the rows of formatTable that refuse. */
 export function decideFormat(
   content: DeviceContent,
   wanted: { type: FileSystemType; readOnly: boolean },
 ): FormatDecision {
   const { neverWritten, hasMarker, signature } = content;
-  if (neverWritten && signature !== undefined) {
-    throw new OperationError("corrupt", "a volume that was never written holds data: do not use it, look into it", {
-      context: { signature },
-    });
-  }
-  const decision = neverWritten ? "make" : hasMarker ? "make again" : "use";
-  if (decision === "use") {
-    if (signature === wanted.type) return decision;
-    throw refused("the volume holds other data than the wanted filesystem and is not formatted: use another volume", {
-      wanted: wanted.type,
-      found: signature ?? "data without a signature",
-    });
-  }
-  if (!wanted.readOnly) return decision;
-  throw refused("the volume has no filesystem yet: publish it for writing once", { wanted: wanted.type });
+  const { action, name } = formatTable.decide({
+    content: neverWritten ? "never written" : hasMarker ? "mkfs did not end" : "written",
+    signature: signature === undefined ? "nothing" : signature === wanted.type ? "the wanted type" : "anything else",
+    access: wanted.readOnly ? "read only" : "write",
+  });
+  const context = { wanted: wanted.type, found: signature ?? "no signature" };
+  if (action === "corrupt") throw new OperationError("corrupt", name, { context });
+  if (action === "refuse") throw new CsiError(code.FAILED_PRECONDITION, "in-use", name, context);
+  return action;
 }
 
 /** Returns with the filesystem mounted at `target`, which is an empty directory. May be repeated after any failure. */
@@ -110,8 +95,4 @@ async function format(volume: DeviceFileSystem, decision: "make" | "make again")
   await makeFileSystem({ device, type, sizeBytes: fileSystemBytes });
   await flushDevice(device);
   await clearFormatMarker(device, sizeBytes);
-}
-
-function refused(message: string, context: Record<string, string>): CsiError {
-  return new CsiError(code.FAILED_PRECONDITION, "in-use", message, context);
 }

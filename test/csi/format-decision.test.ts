@@ -4,7 +4,11 @@ import { test } from "node:test";
 import { status as code } from "@grpc/grpc-js";
 import { isKind } from "../../src/base/errors.ts";
 import { decideFormat, type DeviceContent, type FormatDecision } from "../../src/csi/staged-filesystem.ts";
+import { formatTable } from "../../src/csi/mount-tables.ts";
 import { CsiError } from "../../src/csi/status.ts";
+import { unvisited, watchTables } from "../recovery/visits.ts";
+
+const visited = watchTables();
 
 const signatures = [undefined, "ext4", "xfs", "btrfs", "table:gpt", "ambiguous", "unknown"];
 
@@ -40,4 +44,8 @@ test("a written volume without a marker is used where it holds the wanted filesy
       assert.equal(decide(written, readOnly), signature === "ext4" ? "use" : "refuse");
     }
   }
+});
+
+test("every row of the table was visited by the tests above", () => {
+  assert.deepEqual(unvisited(formatTable, visited), []);
 });

@@ -6,6 +6,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { deviceTable, reopenTable, restartTable, reuseTable } from "../../src/attachment/restart.ts";
 import type { TableDescription } from "../../src/base/decision-table.ts";
+import { formatTable, publishTable, stagingTable } from "../../src/csi/mount-tables.ts";
 import {
   chainTable,
   checkpointTable,
@@ -31,6 +32,9 @@ export const startTables: readonly AnyTable[] = [
   reopenTable,
   reuseTable,
   deviceTable,
+  formatTable,
+  stagingTable,
+  publishTable,
 ].map((table) => table as unknown as AnyTable);
 
 export const architecturePath = join(import.meta.dirname, "../../docs/architecture.md");
