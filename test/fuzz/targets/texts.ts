@@ -64,7 +64,7 @@ function configuration(): FuzzTarget {
         () => {
           const { values } = parseArguments(command, given.slice(1), environment);
           if (command === "server") {
-            listenAddresses(values.listen, values.insecure);
+            listenAddresses(values);
             storeSettings(values);
           }
           return values;
