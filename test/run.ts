@@ -18,7 +18,7 @@ const root = join(import.meta.dirname, "..");
 const testTimeoutMs = 900_000;
 
 /** Folders whose tests start processes of their own. */
-const serial = /^test\/(kernel|interop|csi|cli|e2e|bench|cluster|security)\//;
+const serial = /^test\/(kernel|interop|csi|cli|e2e|bench|cluster|security|faults\/processes)\//;
 
 /** Runs before everything else, as part of `npm run check`. */
 const partOfChecks = "test/layers.test.ts";

@@ -12,16 +12,21 @@ import type { sendUnaryData, ServerUnaryCall, UntypedServiceImplementation } fro
 import type { Clock } from "../base/clock.ts";
 import { describe, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
+import { CallLimit } from "./call-limit.ts";
 import { encodeError } from "./control-errors.ts";
 import { controlService, decodeAttach, decodeVolumeId, encodeAttachment } from "./control-protocol.ts";
 import type { AttachMessage, MethodName, VolumeMessage } from "./control-protocol.ts";
 import type { DataPlane } from "./data-plane.ts";
+
+const maxConcurrentCalls = 256;
 
 export interface ControlServerOptions {
   socketPath: string;
   dataPlane: DataPlane;
   log: Log;
   clock: Clock;
+  /** Calls at work at the same time; one more is "busy". Default 256. */
+  callLimit?: number;
 }
 
 type Handler = (dataPlane: DataPlane, request: AttachMessage) => Promise<object>;
@@ -49,10 +54,15 @@ const handlers: Readonly<Record<MethodName, Handler>> = {
 
 export class ControlServer {
   readonly #options: ControlServerOptions;
-  readonly #server = new Server({ "grpc.max_receive_message_length": 1024 * 1024 });
+  readonly #server = new Server({
+    "grpc.max_receive_message_length": 1024 * 1024,
+    "grpc.max_concurrent_streams": maxConcurrentCalls,
+  });
+  readonly #limit: CallLimit;
 
   constructor(options: ControlServerOptions) {
     this.#options = options;
+    this.#limit = new CallLimit(options.callLimit ?? maxConcurrentCalls);
     const implementation: UntypedServiceImplementation = {};
     for (const [name, handler] of Object.entries(handlers)) {
       implementation[name] = (call: ServerUnaryCall<AttachMessage, object>, callback: sendUnaryData<object>) => {
@@ -103,7 +113,7 @@ export class ControlServer {
       durationMs: Math.round(clock.monotonicMs() - startMs),
     });
     try {
-      const response = await handler(dataPlane, request);
+      const response = await this.#limit.run(() => handler(dataPlane, request));
       log.debug("control call", { ...fields(), outcome: "ok" });
       callback(null, response);
     } catch (error) {

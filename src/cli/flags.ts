@@ -149,6 +149,14 @@ export const flags = {
     commands: ["server"],
     description: "memory for uploads in flight of all open volumes",
   },
+  maxVolumes: {
+    type: "number",
+    default: 256,
+    min: 1,
+    max: 100_000,
+    commands: ["server"],
+    description: "most volumes that may be open at the same time, attached and exported ones together",
+  },
   uploadIntervalMs: {
     type: "number",
     default: 5000,

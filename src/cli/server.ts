@@ -15,6 +15,7 @@ import { KernelNbdDevices } from "../attachment/kernel-nbd-devices.ts";
 import type { KernelDevices } from "../attachment/kernel-devices.ts";
 import { AttachmentRegistry } from "../attachment/registry.ts";
 import type { VolumeHost } from "../attachment/volume-host.ts";
+import { LimitedHost } from "../attachment/volume-limit.ts";
 import type { WorkerPool } from "../attachment/worker-pool.ts";
 import { describe, isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
@@ -70,7 +71,8 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   await lockDirectory(values.stateDir, values.shutdownSeconds + 10, log);
   const pool = await startWorkers({ values, settings, nodeId, log, cores: availableParallelism() });
   const probed = Promise.withResolvers<void>();
-  const registry = await makeRegistry({ values, nodeId, log, host: probedHost(pool, redactor, probed.promise) });
+  const host = probedHost(new LimitedHost(pool, values.maxVolumes), redactor, probed.promise);
+  const registry = await makeRegistry({ values, nodeId, log, host });
   const parts: Parts = { values, settings, nodeId, log, redactor, metrics, stores, pool, registry };
   const http = await serveMetrics(values, log, () => exposeAll(parts));
   await registry.recover();
@@ -79,7 +81,7 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   const early = await Promise.race([probeUntilReached(parts), signalled]);
   if (early !== undefined) process.exit(0);
   probed.resolve();
-  const exports = makeExports(parts, probedHost(pool, redactor, probed.promise));
+  const exports = makeExports(parts, host);
   const nbd = await serveClients(parts, exports, addresses);
   flushCompileCache();
   log.info("the server is ready", { operation: "start", store: settings.url, controlSocket: values.controlSocket });
@@ -99,15 +101,15 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
  * No volume is served before the store has shown that it keeps conditional writes. One that this node had before a
  * restart is opened meanwhile, because its users wait: where the probe fails, the process ends before it is served.
  */
-function probedHost(pool: WorkerPool, redactor: ProcessContext["redactor"], probed: Promise<void>): VolumeHost {
+function probedHost(inner: VolumeHost, redactor: ProcessContext["redactor"], probed: Promise<void>): VolumeHost {
   return {
     open: async (request) => {
       for (const secret of Object.values(request.secrets)) redactor.addSecret(secret);
       if (request.mode === "take") await probed;
-      const [volume] = await Promise.all([pool.open(request), probed]);
+      const [volume] = await Promise.all([inner.open(request), probed]);
       return volume;
     },
-    openBroken: (request) => pool.openBroken(request),
+    openBroken: (request) => inner.openBroken(request),
   };
 }
 

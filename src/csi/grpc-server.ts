@@ -19,6 +19,7 @@ import {
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
+import { CallLimit } from "../attachment/call-limit.ts";
 import type { Clock } from "../base/clock.ts";
 import { OperationError } from "../base/errors.ts";
 import type { Log, LogFields } from "../base/log.ts";
@@ -43,6 +44,8 @@ export interface GrpcServerOptions {
   services: Readonly<Partial<Record<ServiceName, Handlers>>>;
   log: Log;
   clock: Clock;
+  /** Calls at work at the same time; default 256. */
+  callLimit?: number;
 }
 
 export interface GrpcServer {
@@ -57,17 +60,22 @@ export function loadCsiServices(): Record<ServiceName, ServiceDefinition> {
   return { Identity: service("Identity"), Controller: service("Controller"), Node: service("Node") };
 }
 
-/** Serves until closed. Errors: "conflict" where another process serves the socket, "unavailable" where it cannot be made. */
+/**
+ * Serves until closed. Calls beyond the limit are "busy", except those of Identity: a probe must not fail of load.
+ * Errors: "conflict" where another process serves the socket, "unavailable" where it cannot be made.
+ */
 export async function serveCsi(options: GrpcServerOptions): Promise<GrpcServer> {
   const server = new Server({
     "grpc.max_receive_message_length": maxMessageBytes,
     "grpc.max_concurrent_streams": maxConcurrentCalls,
   });
   const definitions = loadCsiServices();
+  const limit = new CallLimit(options.callLimit ?? maxConcurrentCalls);
   for (const [name, handlers] of Object.entries(options.services)) {
     const implementation: UntypedServiceImplementation = {};
     for (const [method, handler] of Object.entries(handlers)) {
-      implementation[method] = unaryHandler(method, handler, options);
+      const limited = (request: object): Promise<object> => limit.run(() => handler(request));
+      implementation[method] = unaryHandler(method, name === "Identity" ? handler : limited, options);
     }
     server.addService(definitions[name as ServiceName], implementation);
   }

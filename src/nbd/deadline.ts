@@ -16,6 +16,11 @@ export class Deadline {
     this.#run();
   }
 
+  /** False while the time is our own. */
+  get isRunning(): boolean {
+    return this.#timer !== undefined;
+  }
+
   /** Runs `work` with the deadline stopped. */
   async exempt<T>(work: () => T | Promise<T>): Promise<T> {
     this.cancel();

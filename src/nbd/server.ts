@@ -1,7 +1,7 @@
 /**
  * The NBD server: listens, negotiates, serves each client by a Transmission. Standalone, without the kernel.
  *
- * Bounds: connections in all, seconds a handshake may take, memory a connection and in all (transmission.ts, slab-pool.ts). A client that breaks
+ * Bounds: connections in all, handshakes at a time, seconds a handshake may take, memory a connection and in all (transmission.ts, slab-pool.ts). A client that breaks
  * the protocol loses its own connection and nobody else's. A unix socket is for its owner alone (0600, in a 0700
  * directory where the server makes one); TCP is served by TLS with client certificates (tls.ts), without only where
  * whoever listens says that this is wanted.
@@ -20,6 +20,7 @@ import type { HandshakeOptions, HandshakeResult } from "./handshake.ts";
 import { performHandshake } from "./handshake.ts";
 import { SlabPool } from "./slab-pool.ts";
 import { connectionOfAccepted, connectionOfStream, releaseStream } from "./socket-connection.ts";
+import { sparingLog } from "./sparing-log.ts";
 import { Transmission } from "./transmission.ts";
 import type { TransmissionEnd } from "./transmission.ts";
 import { checkTlsFiles, startTlsOn } from "./tls.ts";
@@ -27,6 +28,7 @@ import type { TlsFiles } from "./tls.ts";
 
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const CONNECTION_LIMIT = 256;
+const HANDSHAKE_LIMIT = 64;
 
 export type ListenAddress =
   | { path: string }
@@ -60,6 +62,8 @@ export interface NbdServerOptions {
   log: Log;
   /** Connections at one time, handshakes included; more are closed at once. Default 256. */
   connectionLimit?: number;
+  /** Handshakes at one time: one more, and the oldest that waits for its client gives way. Default 64. */
+  handshakeLimit?: number;
   /** Time a client has for its part of the handshake; opening its export does not count. Default 10 s. */
   handshakeTimeoutMs?: number;
   /** A connection's bound, see TransmissionOptions; all connections of this server together are bounded by SlabPool's. */
@@ -71,11 +75,15 @@ export class NbdServer {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #connectionLimit: number;
+  readonly #handshakeLimit: number;
   readonly #handshakeTimeoutMs: number;
   readonly #memoryLimitBytes: number | undefined;
   readonly #pool = new SlabPool();
   readonly #listeners: Server[] = [];
-  readonly #handshakes = new Set<Connection>();
+  /** In the order in which they began. */
+  readonly #handshakes = new Map<Connection, Deadline>();
+  /** For what any client can cause. */
+  readonly #strangers: Log;
   readonly #transmit: (connection: Connection, negotiated: HandshakeResult) => ServedClient;
   readonly #serving = new Set<ServedClient>();
   readonly #clients = new Set<Promise<void>>();
@@ -85,6 +93,8 @@ export class NbdServer {
     this.#source = options.source;
     this.#clock = options.clock;
     this.#log = options.log;
+    this.#strangers = sparingLog(options.log, options.clock);
+    this.#handshakeLimit = options.handshakeLimit ?? HANDSHAKE_LIMIT;
     this.#connectionLimit = options.connectionLimit ?? CONNECTION_LIMIT;
     this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS;
     this.#memoryLimitBytes = options.memoryLimitBytes;
@@ -139,7 +149,7 @@ export class NbdServer {
   async close(graceMs = 5_000): Promise<void> {
     this.#closing = true;
     const listenersClosed = this.#listeners.map((listener) => new Promise((resolve) => listener.close(resolve)));
-    for (const connection of this.#handshakes) connection.destroy();
+    for (const connection of this.#handshakes.keys()) connection.destroy();
     const timer = this.#clock.after(graceMs, () => {
       for (const transmission of this.#serving) void transmission.destroy();
     });
@@ -152,7 +162,7 @@ export class NbdServer {
 
   #accept(socket: Socket, tls: TlsFiles | undefined): void {
     if (this.#closing || this.#clients.size >= this.#connectionLimit) {
-      if (!this.#closing) this.#log.warn("connection refused: too many", { connections: this.#clients.size });
+      if (!this.#closing) this.#strangers.warn("connection refused: too many", { connections: this.#clients.size });
       socket.on("error", () => {});
       socket.destroy();
       return;
@@ -178,7 +188,7 @@ export class NbdServer {
     const end = await transmission.closed;
     this.#serving.delete(transmission);
     const level = end.reason === "protocol" ? "warn" : "debug";
-    this.#log[level]("client gone", { export: negotiated.name, reason: end.reason, detail: end.detail });
+    this.#strangers[level]("client gone", { export: negotiated.name, reason: end.reason, detail: end.detail });
     await negotiated.handle.release();
   }
 
@@ -191,22 +201,35 @@ export class NbdServer {
     });
   }
 
+  /** So that connections which never say anything keep nobody out: an honest handshake takes milliseconds. */
+  #makeWay(): void {
+    if (this.#handshakes.size < this.#handshakeLimit) return;
+    for (const [connection, deadline] of this.#handshakes) {
+      if (!deadline.isRunning) continue;
+      this.#strangers.warn("handshake refused", { reason: "too many at a time, and this one is the oldest" });
+      this.#handshakes.delete(connection);
+      connection.destroy();
+      return;
+    }
+  }
+
   async #negotiate(
     connection: Connection,
     startTls: HandshakeOptions["startTls"],
   ): Promise<HandshakeResult | undefined> {
-    this.#handshakes.add(connection);
     const deadline = new Deadline(this.#clock, this.#handshakeTimeoutMs, () => {
-      this.#log.warn("handshake refused", { reason: `not through after ${this.#handshakeTimeoutMs} ms` });
+      this.#strangers.warn("handshake refused", { reason: `not through after ${this.#handshakeTimeoutMs} ms` });
       connection.destroy();
     });
+    this.#makeWay();
+    this.#handshakes.set(connection, deadline);
     const source: ExportSource = {
       list: () => deadline.exempt(() => this.#source.list()),
       open: (name) => deadline.exempt(() => this.#source.open(name)),
     };
     try {
       return await performHandshake(connection, source, {
-        log: this.#log,
+        log: this.#strangers,
         ...(startTls === undefined ? {} : { startTls }),
       });
     } finally {

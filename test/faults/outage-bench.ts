@@ -34,6 +34,10 @@ export class OutageBench {
   readonly clock = new VirtualClock();
   readonly lines: { message: string; fields: LogFields; atMs: number }[] = [];
   weather: Weather = () => undefined;
+  /** What a request takes that arrives now. */
+  latencyMs: () => number = () => 20;
+  /** The most memory that uploads took when a request arrived. */
+  mostUploadBytes = 0;
   /** Requests that reached the store. */
   requests = 0;
   writes = 0;
@@ -42,7 +46,7 @@ export class OutageBench {
   readonly #random = new SeededRandom(11);
   readonly #memory = new MemoryStore({ clock: this.clock });
   readonly #store: ObjectStore;
-  #engine!: Engine;
+  #engine: Engine | undefined;
   #images: Uint8Array[] = [];
 
   constructor() {
@@ -53,7 +57,8 @@ export class OutageBench {
         return async (...args: unknown[]): Promise<unknown> => {
           this.requests += 1;
           const error = this.weather(this.clock.monotonicMs());
-          await this.clock.sleep(20);
+          this.mostUploadBytes = Math.max(this.mostUploadBytes, this.#engine?.stats().uploadBytes ?? 0);
+          await this.clock.sleep(this.latencyMs());
           if (error !== undefined) throw error;
           return (await Reflect.apply(value, target, args)) as unknown;
         };
@@ -68,7 +73,7 @@ export class OutageBench {
     const log = this.#log();
     const store = this.#store;
     const random = this.#random;
-    this.#engine = await Engine.start({
+    const engine = await Engine.start({
       clock,
       random,
       log,
@@ -82,6 +87,7 @@ export class OutageBench {
       journalFileBytes: MIB,
       uploadIntervalMs: 5000,
     });
+    this.#engine = engine;
     const catalog = new Catalog({ store, clock, random, log, fenceForDeletion: () => Promise.resolve() });
     for (let index = 0; index < count; index += 1) {
       const id = mustVolumeId(`vol-${index}`);
@@ -89,7 +95,7 @@ export class OutageBench {
       await catalog.create({ id, ...shape });
       const journalDisk = await new MemoryDisk().directory("journal");
       const options = { store, journalDisk, mode: "take" as const, readOnly: false, publication: 0 };
-      this.volumes.push(await this.#engine.open(id, options));
+      this.volumes.push(await engine.open(id, options));
       this.#images.push(new Uint8Array(BLOCKS));
     }
     this.requests = 0;
@@ -117,7 +123,7 @@ export class OutageBench {
 
   async close(): Promise<void> {
     await Promise.all(this.volumes.map((volume) => volume.close()));
-    await this.#engine.close();
+    await this.#engine?.close();
   }
 
   async #write(index: number, { blocks, pauseMs, flushEvery }: LoadOptions, untilMs: number): Promise<void> {

@@ -15,7 +15,7 @@ const away = (): OperationError => new OperationError("unavailable", "nobody the
 
 for (const minutes of [10, 30]) {
   test(`the store away for ${minutes} minutes: writers slow down, nothing fails, and it is as before within 5 s`, async () => {
-    const load = { volumes: 4, blocks: 4, pauseMs: 250, flushEvery: 20 };
+    const load = { volumes: 2, blocks: 4, pauseMs: 250, flushEvery: 20 };
     const run = async (outageMs: number) => {
       const bench = new OutageBench();
       await bench.open(load.volumes, 24 * MIB);

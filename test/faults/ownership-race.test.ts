@@ -5,11 +5,11 @@ import { memoryRaces } from "./memory-races.ts";
 import { proxiedRaces } from "./proxied-races.ts";
 
 test("thousands of conditional puts with a fifth of the replies lost fence nobody falsely and make no second owner", async () => {
-  const totals = await memoryRaces(4000, 1);
-  assert.ok(totals.putRequests > 5000 && totals.lostReplies > 800, JSON.stringify(totals));
+  const totals = await memoryRaces(3000, 1);
+  assert.ok(totals.putRequests > 3500 && totals.lostReplies > 600, JSON.stringify(totals));
   assert.ok(totals.latePuts > 100 && totals.conflicts > 100, JSON.stringify(totals));
-  assert.ok(totals.openings > 30 && totals.fencedOwners > 20 && totals.lostRaces > 2, JSON.stringify(totals));
-  assert.ok(totals.acknowledgedFlushes > 1500, JSON.stringify(totals));
+  assert.ok(totals.openings > 15 && totals.fencedOwners > 10 && totals.lostRaces > 2, JSON.stringify(totals));
+  assert.ok(totals.acknowledgedFlushes > 1000, JSON.stringify(totals));
 });
 
 test("the same on a real S3 server behind a proxy that cuts connections after the server has applied a put", async () => {
