@@ -41,13 +41,13 @@ for (const minutes of [10, 30]) {
     // A flush of each volume began each 5 s or so before the outage: all that waited are answered.
     assert.ok(Math.max(...after.behindMs) <= 6000, `behind by ${Math.max(...after.behindMs)} ms`);
     assert.ok(bench.requests <= requestsCalm * 1.2, `${bench.requests} requests, without outage ${requestsCalm}`);
-    assert.equal(bench.lines.filter(({ message }) => message.startsWith("the store is away")).length, 2 - 1);
+    assert.equal(bench.lines.filter(({ message }) => message.startsWith("the store is away")).length, 1);
     assert.equal(bench.lines.filter(({ message }) => message === "the store answers again").length, 1);
   });
 }
 
 test("half of all requests failing for an hour: nothing fails, and no more is asked than must be", async () => {
-  const load = { volumes: 3, blocks: 2, pauseMs: 400, flushEvery: 5 };
+  const load = { volumes: 2, blocks: 2, pauseMs: 1000, flushEvery: 3 };
   const run = async (share: number) => {
     const bench = new OutageBench();
     await bench.open(load.volumes, 24 * MIB);
@@ -62,7 +62,7 @@ test("half of all requests failing for an hour: nothing fails, and no more is as
     return { requests, done: requests - failed, bench };
   };
   const { requests, done, bench } = await run(0.5);
-  assert.ok(requests > 3000, `${requests} requests`);
+  assert.ok(requests > 2000, `${requests} requests`);
   // Each answered request needs two on average, whoever sends them.
   assert.ok(requests <= done * 2 * 1.2, `${requests} requests for ${done} answers`);
   const calm = await run(0);
@@ -86,7 +86,7 @@ test("a store that throttles slows writers and fails nothing", async () => {
     refused += 1;
     return new TemporaryRefusal("slow-down", "fewer, please");
   };
-  await bench.load({ volumes: 6, blocks: 1, pauseMs: 50, flushEvery: 4 }, bench.clock.monotonicMs() + 10 * MINUTE);
+  await bench.load({ volumes: 6, blocks: 1, pauseMs: 100, flushEvery: 4 }, bench.clock.monotonicMs() + 4 * MINUTE);
   assert.ok(refused > 100 && refused < bench.requests, `${refused} of ${bench.requests} refused`);
   bench.weather = () => undefined;
   await bench.check();
