@@ -42,9 +42,13 @@ export async function applyExtents(
           if (shard !== undefined) map.account(shard);
           shard = undefined;
         }
-        // Taken from the map anew each time: after a pause the shard may have been dropped and loaded again.
-        const found: MapShard | Promise<MapShard> = map.getLoaded(shardIndex) ?? map.load(shardIndex);
-        shard = found instanceof Promise ? await found : found;
+        // Taken from the map anew each time: after a pause the shard may have been dropped and loaded again, also
+        // between the end of its loading and this line, by another one that came at the same moment.
+        shard = map.getLoaded(shardIndex);
+        while (shard === undefined) {
+          await map.load(shardIndex);
+          shard = map.getLoaded(shardIndex);
+        }
         if (kind === EXTENT_ZERO) shard.set(block, count, 0, 0);
         else {
           const sourceIndex = shard.sourceIndex(0, source.epoch, source.sequence);
