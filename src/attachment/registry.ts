@@ -75,6 +75,11 @@ export class AttachmentRegistry implements DataPlane {
     }
   }
 
+  /** Resolves once every attachment that recover() found is served again, or never will be. */
+  async resumed(): Promise<void> {
+    await Promise.all([...this.#attachments.values()].map((attachment) => attachment.ready()));
+  }
+
   /** No new call is taken; every attachment is left for the next process. Resolves when all have answered. */
   async handOver(): Promise<void> {
     this.#stopping = true;

@@ -6,7 +6,8 @@ import { startController } from "../csi/plugin.ts";
 import { Metrics } from "../observability/metrics.ts";
 import type { ParsedArguments } from "./config.ts";
 import { dieOfBugs, serveMetrics, startLogging, untilSignal } from "./process.ts";
-import { mustProbeOwnStore, Stores, storeSettings } from "./stores.ts";
+import { mustProbeOwnStore, Stores } from "./stores.ts";
+import { storeSettings } from "./store-settings.ts";
 import { programVersion } from "./version.ts";
 
 /** A call ends with "unavailable" rather than later: its caller retries. */
@@ -18,7 +19,6 @@ export async function runController({ values }: ParsedArguments): Promise<void> 
   dieOfBugs(log);
   const signalled = untilSignal(log);
   const metrics = new Metrics();
-  metrics.addProcessMetrics();
   const stores = new Stores({
     settings,
     clock: systemClock,
@@ -29,7 +29,7 @@ export async function runController({ values }: ParsedArguments): Promise<void> 
     limits: { deadlineMs: requestDeadlineMs },
   });
   await mustProbeOwnStore(stores, settings);
-  const http = await serveMetrics(values, log, async () => Metrics.expose([await metrics.snapshot()]));
+  const http = await serveMetrics(values, log, metrics);
   const csi = await startController({
     socketPath: values.csiSocket,
     driverName: values.driverName,

@@ -43,7 +43,7 @@ async function main(args: readonly string[]): Promise<void> {
   if (command !== "volume" && parsed.positional.length > 0) {
     throw new OperationError("invalid", `unexpected argument ${JSON.stringify(parsed.positional[0].slice(0, 64))}`);
   }
-  if (command === "server") prepareServer(parsed.values.stateDir);
+  if (command === "server") await prepareServer(parsed.values.stateDir);
   const run = await commands[command]();
   await run(parsed);
 }
@@ -54,11 +54,14 @@ async function main(args: readonly string[]): Promise<void> {
  * without compiling it starts in about half the time (measured: 0.6 s of processor time instead of 1.1 s).
  * The pool's threads are shared by journals, caches and requests to the kernel; its default of four is so few that slow
  * calls of one volume could hold up all others.
+ * The process may replace itself here to be protected; it has loaded next to nothing by then.
  */
-function prepareServer(stateDir: string): void {
+async function prepareServer(stateDir: string): Promise<void> {
   process.env.NODE_COMPILE_CACHE ??= join(stateDir, "compiled");
   process.env.UV_THREADPOOL_SIZE ??= "16";
   enableCompileCache(process.env.NODE_COMPILE_CACHE);
+  const { markProcess } = await import("./process-protection.ts");
+  await markProcess();
 }
 
 function write(text: string): void {

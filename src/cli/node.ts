@@ -10,7 +10,8 @@ import { startNode } from "../csi/plugin.ts";
 import { Metrics } from "../observability/metrics.ts";
 import type { ParsedArguments } from "./config.ts";
 import { dieOfBugs, nodeIdOf, serveMetrics, startLogging, untilSignal } from "./process.ts";
-import { Stores, storeSettings } from "./stores.ts";
+import { Stores } from "./stores.ts";
+import { storeSettings } from "./store-settings.ts";
 import { programVersion } from "./version.ts";
 
 export async function runNode({ values }: ParsedArguments): Promise<void> {
@@ -20,10 +21,9 @@ export async function runNode({ values }: ParsedArguments): Promise<void> {
   dieOfBugs(log);
   const signalled = untilSignal(log);
   const metrics = new Metrics();
-  metrics.addProcessMetrics();
   const observer = metrics.storeObserver;
   const stores = new Stores({ settings, clock: systemClock, random: systemRandom, log, redactor, observer });
-  const http = await serveMetrics(values, log, async () => Metrics.expose([await metrics.snapshot()]));
+  const http = await serveMetrics(values, log, metrics);
   // Unmounting must work while the store is away, so the record is written behind the start.
   void registerNode({ store: stores.own(), random: systemRandom }, nodeId).then(
     () => log.info("the node is registered", { operation: "start", store: settings.url }),

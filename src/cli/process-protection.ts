@@ -9,12 +9,19 @@ import type { Log } from "../base/log.ts";
 import { becomeIoFlusher } from "../nbd/kernel/io-flusher.ts";
 
 /**
- * Call it before any thread is started. Threads of V8 and libuv run already and do not inherit the mark: so once it is
- * set, the process replaces itself by the same program, which then has it on every thread.
+ * Call it before anything is loaded that takes time, and before any thread is started. Threads of V8 and libuv run
+ * already and do not inherit the mark: so once it is set, the process replaces itself by the same program, which then
+ * has it on every thread, and begins anew.
  */
+export async function markProcess(): Promise<void> {
+  const { state } = await becomeIoFlusher();
+  if (state !== "set" || process.execve === undefined) return;
+  process.execve(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], process.env);
+}
+
+/** Keeps the process from being chosen when memory runs out, and tells how far it is protected. */
 export async function protectProcess(log: Log): Promise<void> {
   const outcome = await becomeIoFlusher();
-  if (outcome.state === "set") replaceProcess(log);
   try {
     await writeFile("/proc/self/oom_score_adj", "-1000");
   } catch (error) {
@@ -26,10 +33,4 @@ export async function protectProcess(log: Log): Promise<void> {
   } else {
     log.info("the process is protected against shortage of memory", { operation: "start" });
   }
-}
-
-function replaceProcess(log: Log): void {
-  if (process.execve === undefined) return;
-  log.debug("replacing the process, so that all its threads are io flushers", { operation: "start" });
-  process.execve(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], process.env);
 }

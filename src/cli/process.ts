@@ -5,8 +5,9 @@
 import { hostname } from "node:os";
 import { describe } from "../base/errors.ts";
 import type { Log, LogFields } from "../base/log.ts";
-import { HttpServer } from "../observability/http.ts";
+import type { HttpServer } from "../observability/http.ts";
 import { createLogger } from "../observability/logger.ts";
+import { Metrics, type MetricsSnapshot } from "../observability/metrics.ts";
 import { Redactor } from "../observability/redaction.ts";
 import type { FlagValues } from "./flags.ts";
 
@@ -29,15 +30,29 @@ export function nodeIdOf(values: Pick<FlagValues, "nodeId">): string {
   return values.nodeId === "" ? hostname() : values.nodeId;
 }
 
-/** Serves /metrics and /healthz where an address is given. Throws where it cannot be had. */
+/**
+ * Serves /metrics (`metrics` with the process's own, summed with those of its threads) and /healthz where an address
+ * is given, and loads what that needs only then. Throws where the address cannot be had.
+ */
 export async function serveMetrics(
   values: Pick<FlagValues, "metricsAddress">,
   log: Log,
-  metrics: () => Promise<string>,
-  unhealthy: () => string | undefined = () => undefined,
+  metrics: Metrics,
+  ofThreads: () => Promise<readonly MetricsSnapshot[]> = async () => [],
 ): Promise<HttpServer | undefined> {
   if (values.metricsAddress === "") return undefined;
-  const server = new HttpServer({ address: values.metricsAddress, log, metrics, unhealthy });
+  const { HttpServer } = await import("../observability/http.ts");
+  await metrics.addProcessMetrics();
+  const expose = async (): Promise<string> => {
+    const [own, others] = await Promise.all([metrics.snapshot(), ofThreads()]);
+    return Metrics.expose([own, ...others]);
+  };
+  const server = new HttpServer({
+    address: values.metricsAddress,
+    log,
+    metrics: expose,
+    unhealthy: () => undefined,
+  });
   const address = await server.listen();
   log.info("metrics are served", { operation: "start", address });
   return server;

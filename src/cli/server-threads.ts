@@ -28,8 +28,11 @@ export function threadCount(asked: number, cores: number): number {
   return asked > 0 ? asked : Math.min(Math.max(cores - 1, 1), maxDefaultThreads);
 }
 
-/** Resolves when every thread takes calls. A thread that ends by itself ends the process. */
-export async function startWorkers(options: WorkersOptions): Promise<WorkerPool> {
+/**
+ * Starts the threads. Calls may be made at once and are answered once their thread has started; `ready` resolves when
+ * all have, and rejects where one cannot. From then on, a thread that ends by itself ends the process.
+ */
+export function startWorkers(options: WorkersOptions): { pool: WorkerPool; ready: Promise<void> } {
   const { values, settings, nodeId, log } = options;
   const threads = threadCount(values.threads, options.cores);
   const share = (bytes: number): number => Math.floor(bytes / threads);
@@ -49,16 +52,19 @@ export async function startWorkers(options: WorkersOptions): Promise<WorkerPool>
     };
     return new Worker(new URL("./server-worker.ts", import.meta.url), { workerData: data, resourceLimits });
   });
-  await Promise.all(workers.map(untilReady));
-  for (const [thread, worker] of workers.entries()) {
-    worker.on("error", (error) => {
-      const { stack } = error as Error;
-      log.error("a thread has died: the process ends", { operation: "bug", thread, error: describe(error), stack });
-      process.exit(70);
-    });
-    worker.on("exit", () => process.exit(70));
-  }
-  return new WorkerPool(workers);
+  const ready = Promise.all(workers.map(untilReady)).then(() => {
+    for (const [thread, worker] of workers.entries()) endWith(worker, thread, log);
+  });
+  return { pool: new WorkerPool(workers), ready };
+}
+
+function endWith(worker: Worker, thread: number, log: Log): void {
+  worker.on("error", (error) => {
+    const { stack } = error as Error;
+    log.error("a thread has died: the process ends", { operation: "bug", thread, error: describe(error), stack });
+    process.exit(70);
+  });
+  worker.on("exit", () => process.exit(70));
 }
 
 /** The first message of a thread is that it takes calls. */

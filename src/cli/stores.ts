@@ -16,27 +16,7 @@ import type { StoreSettings } from "../store/open-store.ts";
 import type { RetryingStore, RetryLimits } from "../store/retrying.ts";
 import { Catalog } from "../volume/catalog.ts";
 import { fenceForDeletion } from "../volume/fencing.ts";
-import { flagName, flagVariable } from "./flags.ts";
-import type { FlagValues } from "./flags.ts";
-
-/** What the flags say about the process's own store. Plain data, so that it can go to a thread. Throws "invalid". */
-export function storeSettings(values: FlagValues): StoreSettings {
-  if (values.store === undefined || values.store === "") {
-    throw new OperationError(
-      "invalid",
-      `give --${flagName("store")} or set ${flagVariable("store")}: s3://bucket/prefix, or file:///directory`,
-    );
-  }
-  const { s3PathStyle, s3CaFile, s3CredentialsFile } = values;
-  return {
-    url: values.store,
-    endpoints: values.s3Endpoint,
-    region: values.s3Region,
-    ...(s3PathStyle === undefined ? {} : { pathStyle: s3PathStyle }),
-    ...(s3CaFile === undefined ? {} : { caFile: s3CaFile }),
-    ...(s3CredentialsFile === undefined ? {} : { credentials: { kind: "file" as const, path: s3CredentialsFile } }),
-  };
-}
+import { flagName } from "./flags.ts";
 
 export interface StoresOptions {
   settings: StoreSettings;

@@ -13,7 +13,8 @@ import { mustVolumeId } from "../volume/identity.ts";
 import { parseSize } from "./config.ts";
 import type { ParsedArguments } from "./config.ts";
 import type { FlagValues } from "./flags.ts";
-import { mustProbeOwnStore, Stores, storeSettings } from "./stores.ts";
+import { mustProbeOwnStore, Stores } from "./stores.ts";
+import { storeSettings } from "./store-settings.ts";
 
 const requestDeadlineMs = 20_000;
 

@@ -1,11 +1,12 @@
 /**
- * What the processes count, by prom-client: names s3block_…, base units (seconds, bytes), counters end in _total.
- * The hot path adds to plain numbers and LatencyHistograms; labels and text are made when somebody scrapes.
+ * What the processes count: names s3block_…, base units (seconds, bytes), counters end in _total. Text is made by
+ * prom-client, which is loaded for the process's own metrics or the first scrape: threads and a server's start do
+ * without. The hot path adds to plain numbers and LatencyHistograms; labels and text are made when somebody scrapes.
  * A server's threads each have a Metrics; `snapshot` crosses threads by structured clone, and `expose` sums the
  * snapshots. Label values come from closed sets and volume ids, so the number of series is bounded by the volumes:
  * a closed volume is removed with `removeVolume`.
  */
-import { AggregatorRegistry, collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { Registry } from "prom-client";
 import { LatencyHistogram, latencyBucketsSeconds } from "./latency-histogram.ts";
 
 /** What a gauge of a volume shows; read when somebody scrapes. */
@@ -38,7 +39,8 @@ export interface StoreObservation {
 /** One thread's metrics as plain data. */
 export type MetricsSnapshot = readonly object[];
 
-export const metricsContentType = Registry.PROMETHEUS_CONTENT_TYPE;
+/** The content type of Prometheus's text format. */
+export const metricsContentType = "text/plain; version=0.0.4; charset=utf-8";
 
 interface SampleValue {
   labels: Record<string, string | number>;
@@ -52,6 +54,13 @@ interface Collected {
   type: "counter" | "gauge" | "histogram";
   aggregator: "sum";
   values: SampleValue[];
+}
+
+/** Counts of one kind of request to the store. */
+interface StoreCounters {
+  readonly latency: LatencyHistogram;
+  readonly outcomes: Map<string, number>;
+  bytes: number;
 }
 
 /** Counts of one kind of operation of one volume. */
@@ -83,52 +92,37 @@ export class VolumeMetrics {
 }
 
 export class Metrics {
-  readonly #registry = new Registry();
+  readonly #sources: (() => Collected)[];
   readonly #volumes = new Map<string, VolumeMetrics>();
-  readonly #storeRequests: Counter<"kind" | "outcome">;
-  readonly #storeBytes: Counter<"kind">;
-  readonly #storeLatency: Histogram<"kind">;
+  readonly #storeKinds = new Map<string, StoreCounters>();
+  #process: Registry | undefined;
   #cache: (() => CacheCounters) | undefined;
 
   constructor() {
-    const registers = [this.#registry];
-    this.#storeRequests = new Counter({
-      name: "s3block_store_requests_total",
-      help: "Requests to the object store by kind and outcome (ok or the kind of the error).",
-      labelNames: ["kind", "outcome"],
-      registers,
-    });
-    this.#storeBytes = new Counter({
-      name: "s3block_store_bytes_total",
-      help: "Bytes of bodies sent to and received from the object store by kind of request.",
-      labelNames: ["kind"],
-      registers,
-    });
-    this.#storeLatency = new Histogram({
-      name: "s3block_store_request_seconds",
-      help: "Time of a request to the object store, by kind.",
-      labelNames: ["kind"],
-      buckets: [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60],
-      registers,
-    });
-    for (const collect of [
+    this.#sources = [
+      () => this.#storeRequests(),
+      () => this.#storeBytes(),
+      () => this.#storeLatency(),
       () => this.#operationLatency(),
       () => this.#operationBytes(),
       () => this.#operationErrors(),
       ...volumeGaugeTable.map((row) => () => this.#volumeGauge(row)),
       () => this.#cacheReads(),
-    ]) {
-      this.#register(collect);
-    }
+    ];
   }
 
   /** For the measuring decorator of the object store. */
   readonly storeObserver = {
     request: (observation: StoreObservation): void => {
       const { kind, outcome, seconds, bytes } = observation;
-      this.#storeRequests.inc({ kind, outcome });
-      this.#storeBytes.inc({ kind }, bytes);
-      this.#storeLatency.observe({ kind }, seconds);
+      let counters = this.#storeKinds.get(kind);
+      if (counters === undefined) {
+        counters = { latency: new LatencyHistogram(), outcomes: new Map(), bytes: 0 };
+        this.#storeKinds.set(kind, counters);
+      }
+      counters.outcomes.set(outcome, (counters.outcomes.get(outcome) ?? 0) + 1);
+      counters.bytes += bytes;
+      counters.latency.observe(seconds);
     },
   };
 
@@ -150,50 +144,59 @@ export class Metrics {
 
   /** A gauge of the process, read when somebody scrapes. */
   addGauge(name: string, help: string, read: () => number): void {
-    new Gauge({
+    this.#sources.push(() => ({
       name,
       help,
-      registers: [this.#registry],
-      collect() {
-        this.set(read());
-      },
-    });
+      type: "gauge",
+      aggregator: "sum",
+      values: [{ labels: {}, value: read() }],
+    }));
   }
 
   /** Memory, processor time, event loop and garbage collection of this process: once, on the main thread. */
-  addProcessMetrics(): void {
-    collectDefaultMetrics({ register: this.#registry });
+  async addProcessMetrics(): Promise<void> {
+    const { collectDefaultMetrics, Registry } = await import("prom-client");
+    this.#process = new Registry();
+    collectDefaultMetrics({ register: this.#process });
   }
 
   async snapshot(): Promise<MetricsSnapshot> {
-    return structuredClone(await this.#registry.getMetricsAsJSON());
+    const own = this.#sources.map((collect) => collect());
+    return this.#process === undefined ? own : [...structuredClone(await this.#process.getMetricsAsJSON()), ...own];
   }
 
   /** The Prometheus text of several threads' snapshots: equal series are summed. */
   static async expose(snapshots: readonly MetricsSnapshot[]): Promise<string> {
+    const { AggregatorRegistry } = await import("prom-client");
     return AggregatorRegistry.aggregate(snapshots.map((snapshot) => [...snapshot])).metrics();
   }
 
-  #register(collect: () => Collected): void {
-    const { name, help, type, aggregator } = collect();
-    const metric = { name, help, type, aggregator, get: async () => collect(), reset() {} };
-    // prom-client asks a metric for its name and get() alone; its class types say more than it uses.
-    this.#registry.registerMetric(metric as unknown as Gauge);
+  #storeRequests(): Collected {
+    const values = [...this.#storeKinds].flatMap(([kind, { outcomes }]) =>
+      [...outcomes].map(([outcome, value]) => ({ labels: { kind, outcome }, value })),
+    );
+    const help = "Requests to the object store by kind and outcome (ok or the kind of the error).";
+    return { name: "s3block_store_requests_total", help, type: "counter", aggregator: "sum", values };
+  }
+
+  #storeBytes(): Collected {
+    const values = [...this.#storeKinds].map(([kind, { bytes }]) => ({ labels: { kind }, value: bytes }));
+    const help = "Bytes of bodies sent to and received from the object store by kind of request.";
+    return { name: "s3block_store_bytes_total", help, type: "counter", aggregator: "sum", values };
+  }
+
+  #storeLatency(): Collected {
+    const name = "s3block_store_request_seconds";
+    const values = [...this.#storeKinds].flatMap(([kind, { latency }]) => histogramValues(name, { kind }, latency));
+    const help = "Time of a request to the object store, by kind.";
+    return { name, help, type: "histogram", aggregator: "sum", values };
   }
 
   #operationLatency(): Collected {
     const name = "s3block_volume_operation_seconds";
-    const values: SampleValue[] = [];
-    for (const [volume, operation, counters] of this.#allOperations()) {
-      const labels = { volume, operation };
-      const cumulative = counters.latency.cumulativeCounts();
-      for (const [index, le] of latencyBucketsSeconds.entries()) {
-        values.push({ labels: { ...labels, le }, value: cumulative[index], metricName: `${name}_bucket` });
-      }
-      values.push({ labels: { ...labels, le: "+Inf" }, value: counters.latency.count, metricName: `${name}_bucket` });
-      values.push({ labels, value: counters.latency.sumSeconds, metricName: `${name}_sum` });
-      values.push({ labels, value: counters.latency.count, metricName: `${name}_count` });
-    }
+    const values = [...this.#allOperations()].flatMap(([volume, operation, { latency }]) =>
+      histogramValues(name, { volume, operation }, latency),
+    );
     const help = "Time from a request of a volume's device to its completion, by operation.";
     return { name, help, type: "histogram", aggregator: "sum", values };
   }
@@ -242,6 +245,22 @@ export class Metrics {
       for (const [operation, counters] of metrics.operations) yield [volume, operation, counters];
     }
   }
+}
+
+/** The samples of one series of a histogram. */
+function histogramValues(name: string, labels: Record<string, string>, histogram: LatencyHistogram): SampleValue[] {
+  const cumulative = histogram.cumulativeCounts();
+  const bucket = (le: string | number, value: number): SampleValue => ({
+    labels: { ...labels, le },
+    value,
+    metricName: `${name}_bucket`,
+  });
+  return [
+    ...latencyBucketsSeconds.map((le, index) => bucket(le, cumulative[index])),
+    bucket("+Inf", histogram.count),
+    { labels, value: histogram.sumSeconds, metricName: `${name}_sum` },
+    { labels, value: histogram.count, metricName: `${name}_count` },
+  ];
 }
 
 interface VolumeGaugeRow {

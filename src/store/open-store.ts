@@ -1,27 +1,22 @@
 /**
  * The one place where a store is put together from its URL and settings: the bare store, measured request by request,
  * made patient. And the one place where every way to a store is probed before it is trusted.
- *
- *   s3://bucket/prefix   S3 or what speaks its protocol
- *   file:///directory    a local or shared directory
- *   memory:              gone with the process, for tests
  */
 import { lookup } from "node:dns/promises";
 import { isIP } from "node:net";
-import { fileURLToPath } from "node:url";
 import type { Clock } from "../base/clock.ts";
-import { asOperationError, describe, isKind, OperationError } from "../base/errors.ts";
+import { asOperationError, describe, isKind } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
 import { DirectoryStore } from "./directory.ts";
 import { MeasuredStore, type StoreObserver } from "./measured.ts";
 import { MemoryStore } from "./memory.ts";
-import { isKeyOrEmpty } from "./object-key.ts";
 import type { ObjectStore } from "./object-store.ts";
 import { PROBE_PREFIX, probeStore } from "./probe.ts";
 import { RetryingStore, type RetryLimits } from "./retrying.ts";
 import type { S3Credentials } from "./s3-credentials.ts";
 import { S3Store, type S3StoreOptions } from "./s3.ts";
+import { parseEndpoint, parseStoreUrl } from "./store-url.ts";
 
 /** What a user says about a store. All but `url` concern S3 alone. */
 export interface StoreSettings {
@@ -101,7 +96,7 @@ async function waysTo(settings: StoreSettings): Promise<Way[]> {
 }
 
 async function addressesOf(endpoint: string): Promise<{ address: string; family: number }[]> {
-  const host = endpointUrl(endpoint).hostname.replace(/^\[|\]$/g, "");
+  const host = parseEndpoint(endpoint).hostname.replace(/^\[|\]$/g, "");
   const family = isIP(host);
   if (family !== 0) return [{ address: host, family }];
   try {
@@ -117,32 +112,31 @@ function decorate(bare: ObjectStore, parts: StoreParts): RetryingStore {
 }
 
 function openBareStore(settings: StoreSettings, parts: StoreParts, way: Way = {}): ObjectStore {
-  const url = parseUrl(settings.url);
-  switch (url.protocol) {
-    case "memory:":
+  const place = parseStoreUrl(settings.url);
+  switch (place.kind) {
+    case "memory":
       return new MemoryStore({ clock: parts.clock });
-    case "file:":
-      return new DirectoryStore({ root: directoryOf(url), clock: parts.clock, random: parts.random });
-    case "s3:":
-      return openS3(url, settings, parts, way);
-    default:
-      throw badUrl(settings.url);
+    case "directory":
+      return new DirectoryStore({ root: place.path, clock: parts.clock, random: parts.random });
+    case "s3":
+      return openS3(place, settings, parts, way);
   }
 }
 
-function openS3(url: URL, settings: StoreSettings, parts: StoreParts, way: Way): S3Store {
-  const prefix = url.pathname.replace(/^\/|\/$/g, "");
-  if (url.hostname === "" || !isKeyOrEmpty(prefix) || url.search !== "" || url.hash !== "" || url.username !== "") {
-    throw badUrl(settings.url);
-  }
+function openS3(
+  place: { bucket: string; prefix: string },
+  settings: StoreSettings,
+  parts: StoreParts,
+  way: Way,
+): S3Store {
   const endpoints = (way.endpoint === undefined ? (settings.endpoints ?? []) : [way.endpoint]).map(
-    (endpoint) => endpointUrl(endpoint).href,
+    (endpoint) => parseEndpoint(endpoint).href,
   );
   const { caFile, requestTimeoutMs, connectTimeoutMs, maxConnections } = settings;
   return new S3Store(
     {
-      bucket: url.hostname,
-      prefix,
+      bucket: place.bucket,
+      prefix: place.prefix,
       endpoints,
       region: settings.region ?? "us-east-1",
       forcePathStyle: settings.pathStyle ?? endpoints.length > 0,
@@ -154,35 +148,5 @@ function openS3(url: URL, settings: StoreSettings, parts: StoreParts, way: Way):
       ...(way.address === undefined ? {} : { address: way.address }),
     },
     parts.clock,
-  );
-}
-
-function parseUrl(text: string): URL {
-  if (!URL.canParse(text) || (/^file:/i.test(text) && !text.startsWith("file:///"))) throw badUrl(text);
-  return new URL(text);
-}
-
-function directoryOf(url: URL): string {
-  if (url.pathname === "/") throw badUrl(url.href);
-  return fileURLToPath(url);
-}
-
-function endpointUrl(text: string): URL {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  const isPlain = url !== undefined && url.username === "" && url.password === "" && url.search === "";
-  if (isPlain && (url.protocol === "http:" || url.protocol === "https:")) return url;
-  throw new OperationError(
-    "invalid",
-    "an S3 endpoint is a URL such as https://s3.example.com:9000, with no more in it",
-  );
-}
-
-/** The URL is not repeated: somebody may have put a secret into it. */
-function badUrl(text: string): OperationError {
-  const scheme = /^[a-z0-9]{1,10}:/.exec(text)?.[0] ?? "none";
-  return new OperationError(
-    "invalid",
-    "the store's URL must be s3://bucket or s3://bucket/prefix (letters, digits, . _ - =), file:///directory, or memory:",
-    { context: { scheme } },
   );
 }

@@ -9,10 +9,21 @@ import { Agent as HttpAgent } from "node:http";
 import { Agent as HttpsAgent } from "node:https";
 import type { LookupFunction } from "node:net";
 import { createSecureContext, getCACertificates, type SecureContext } from "node:tls";
-import { S3Client } from "@aws-sdk/client-s3";
-import { NodeHttpHandler } from "@smithy/node-http-handler";
+import type { S3Client } from "@aws-sdk/client-s3";
+import type { NodeHttpHandler } from "@smithy/node-http-handler";
 import { asOperationError } from "../base/errors.ts";
 import type { KeysProvider } from "./s3-credentials.ts";
+
+export interface S3Sdk {
+  readonly s3: typeof import("@aws-sdk/client-s3");
+  readonly http: typeof import("@smithy/node-http-handler");
+}
+
+/** The SDK, loaded at the first call: a tenth of a second that a process without a store in S3 need not spend. */
+export async function loadS3Sdk(): Promise<S3Sdk> {
+  const [s3, http] = await Promise.all([import("@aws-sdk/client-s3"), import("@smithy/node-http-handler")]);
+  return { s3, http };
+}
 
 /** Idle connections are closed after this time: before most servers and middleboxes would drop them silently. */
 const IDLE_CONNECTION_MS = 8000;
@@ -24,8 +35,8 @@ export interface S3ClientOptions {
   forcePathStyle: boolean;
   /** Undefined: the SDK's own chain. */
   keys: KeysProvider | undefined;
-  /** PEM certificates to trust besides the system's. */
-  trustedCertificates: string | undefined;
+  /** What https trusts, where it is not the system's certificates alone. */
+  secureContext: SecureContext | undefined;
   connectTimeoutMs: number;
   connections: number;
   /** Connect to this address whatever the host name resolves to: to reach each address of an endpoint in turn. */
@@ -38,13 +49,13 @@ interface HttpRequest {
   body: string | Uint8Array;
 }
 
-export function makeS3Client(options: S3ClientOptions): S3Client {
-  const client = new S3Client({
+export function makeS3Client({ s3, http }: S3Sdk, options: S3ClientOptions): S3Client {
+  const client = new s3.S3Client({
     region: options.region,
     forcePathStyle: options.forcePathStyle,
     ...(options.endpoint === undefined ? {} : { endpoint: options.endpoint }),
     ...(options.keys === undefined ? {} : { credentials: options.keys }),
-    requestHandler: makeHandler(options),
+    requestHandler: makeHandler(http, options),
     maxAttempts: 1,
     retryMode: "standard",
     defaultsMode: "standard",
@@ -71,12 +82,15 @@ export function makeS3Client(options: S3ClientOptions): S3Client {
   return client;
 }
 
-/** The certificates in a PEM file; "invalid" where it cannot be read. */
-export function readCertificates(path: string): string {
+/**
+ * Trusts the certificates in a PEM file besides the system's; "invalid" where it cannot be read. One context for all
+ * connections: making it parses every certificate of the system, which takes milliseconds.
+ */
+export function trustAlso(path: string): SecureContext {
   try {
-    return readFileSync(path, "utf8");
+    return createSecureContext({ ca: [...getCACertificates("default"), readFileSync(path, "utf8")] });
   } catch (error) {
-    throw asOperationError(error, "invalid", "cannot read the store's CA file");
+    throw asOperationError(error, "invalid", "cannot use the store's CA file");
   }
 }
 
@@ -96,7 +110,8 @@ function checkByMd5(request: HttpRequest): void {
   request.headers["content-md5"] = createHash("md5").update(request.body).digest("base64");
 }
 
-function makeHandler(options: S3ClientOptions): NodeHttpHandler {
+function makeHandler(http: S3Sdk["http"], options: S3ClientOptions): NodeHttpHandler {
+  const { secureContext } = options;
   const agentOptions = {
     keepAlive: true,
     keepAliveMsecs: 5000,
@@ -106,18 +121,12 @@ function makeHandler(options: S3ClientOptions): NodeHttpHandler {
     timeout: IDLE_CONNECTION_MS,
     ...(options.address === undefined ? {} : { lookup: pinnedLookup(options.address) }),
   };
-  return new NodeHttpHandler({
+  return new http.NodeHttpHandler({
     connectionTimeout: options.connectTimeoutMs,
     httpAgent: new HttpAgent(agentOptions),
-    httpsAgent: new HttpsAgent({ ...agentOptions, ...trust(options.trustedCertificates) }),
+    httpsAgent: new HttpsAgent({ ...agentOptions, ...(secureContext === undefined ? {} : { secureContext }) }),
     socketAcquisitionWarningTimeout: 2 ** 31 - 1,
   });
-}
-
-/** One context for all connections: making it parses every certificate of the system, which takes milliseconds. */
-function trust(certificates: string | undefined): { secureContext?: SecureContext } {
-  if (certificates === undefined) return {};
-  return { secureContext: createSecureContext({ ca: [...getCACertificates("default"), certificates] }) };
 }
 
 function pinnedLookup(pinned: { address: string; family: number }): LookupFunction {

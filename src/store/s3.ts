@@ -8,16 +8,7 @@
  *   kind in a row, up to eight times: a dead connection costs little, a store that needs a minute is still used.
  * - No message ever holds a secret, a signature or free text of the server; codes and request ids are checked first.
  */
-import {
-  DeleteObjectCommand,
-  DeleteObjectsCommand,
-  GetObjectCommand,
-  type GetObjectCommandOutput,
-  ListObjectsV2Command,
-  type ListObjectsV2CommandOutput,
-  PutObjectCommand,
-  type S3Client,
-} from "@aws-sdk/client-s3";
+import type { GetObjectCommandOutput, ListObjectsV2CommandOutput, S3Client } from "@aws-sdk/client-s3";
 import { Readable } from "node:stream";
 import { assert } from "../base/assert.ts";
 import type { Clock } from "../base/clock.ts";
@@ -26,7 +17,7 @@ import { bodyLength } from "./body.ts";
 import { listLimit } from "./list-page.ts";
 import { assertKey, assertKeyPrefix } from "./object-key.ts";
 import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
-import { makeS3Client, readCertificates } from "./s3-client.ts";
+import { loadS3Sdk, makeS3Client, type S3ClientOptions, type S3Sdk, trustAlso } from "./s3-client.ts";
 import { keysProvider, type S3Credentials } from "./s3-credentials.ts";
 import { S3Endpoints } from "./s3-endpoints.ts";
 import { isThrottling, s3Error, saysExists, statusOf } from "./s3-errors.ts";
@@ -67,6 +58,13 @@ type Operation = "put" | "get" | "list" | "delete";
 
 interface Endpoint {
   name: string;
+  url: string | undefined;
+  /** Made for the first request. */
+  clients: Promise<Clients> | undefined;
+}
+
+interface Clients {
+  sdk: S3Sdk["s3"];
   reader: S3Client;
   writer: S3Client;
 }
@@ -77,6 +75,8 @@ export class S3Store implements ObjectStore {
   readonly #keyPrefix: string;
   readonly #clock: Clock;
   readonly #endpoints: S3Endpoints<Endpoint>;
+  readonly #shared: Omit<S3ClientOptions, "endpoint" | "connections">;
+  readonly #maxConnections: number;
   readonly #requestTimeoutMs: number;
   readonly #worked = new Set<Operation>();
   /** How many times `requestTimeoutMs` the next request of this kind may take: fast gets say nothing about puts. */
@@ -88,33 +88,29 @@ export class S3Store implements ObjectStore {
     this.location = `s3://${options.bucket}${options.prefix === "" ? "" : `/${options.prefix}`}`;
     this.#clock = clock;
     this.#requestTimeoutMs = options.requestTimeoutMs ?? 20_000;
-    const maxConnections = options.maxConnections ?? 48;
-    assert(maxConnections > READ_CONNECTIONS, `at least ${READ_CONNECTIONS + 1} connections are needed`);
-    const shared = {
+    this.#maxConnections = options.maxConnections ?? 48;
+    assert(this.#maxConnections > READ_CONNECTIONS, `at least ${READ_CONNECTIONS + 1} connections are needed`);
+    this.#shared = {
       region: options.region,
       forcePathStyle: options.forcePathStyle,
       keys: keysProvider(options.credentials, clock),
-      trustedCertificates: options.caFile === undefined ? undefined : readCertificates(options.caFile),
+      secureContext: options.caFile === undefined ? undefined : trustAlso(options.caFile),
       connectTimeoutMs: options.connectTimeoutMs ?? 5000,
       address: options.address,
     };
     const endpoints = options.endpoints.length === 0 ? [undefined] : options.endpoints;
     this.#endpoints = new S3Endpoints(
-      endpoints.map((endpoint) => ({
-        name: endpoint ?? "default",
-        reader: makeS3Client({ ...shared, endpoint, connections: READ_CONNECTIONS }),
-        writer: makeS3Client({ ...shared, endpoint, connections: maxConnections - READ_CONNECTIONS }),
-      })),
+      endpoints.map((url): Endpoint => ({ name: url ?? "default", url, clients: undefined })),
     );
   }
 
   async putIfAbsent(key: string, body: readonly Uint8Array[], options: RequestOptions = {}): Promise<PutOutcome> {
     assertKey(key);
     const length = bodyLength(body);
-    return this.#request("put", key, options, async ({ writer }, watch) => {
+    return this.#request("put", key, options, async ({ sdk, writer }, watch) => {
       watch.expect(length);
       const stream = new PartsStream(body, () => watch.moved());
-      const command = new PutObjectCommand({
+      const command = new sdk.PutObjectCommand({
         Bucket: this.#bucket,
         Key: this.#keyPrefix + key,
         Body: stream,
@@ -155,10 +151,10 @@ export class S3Store implements ObjectStore {
     assertKeyPrefix(prefix);
     const limit = listLimit(options);
     const startAfter = startAfterOf(prefix, options);
-    return this.#request("list", prefix, options, async ({ reader }, watch) => {
+    return this.#request("list", prefix, options, async ({ sdk, reader }, watch) => {
       let token: string | undefined;
       for (;;) {
-        const command = new ListObjectsV2Command({
+        const command = new sdk.ListObjectsV2Command({
           Bucket: this.#bucket,
           Prefix: this.#keyPrefix + prefix,
           MaxKeys: limit,
@@ -180,13 +176,13 @@ export class S3Store implements ObjectStore {
     assert(keys.length <= 1000, `too many keys in one delete: ${keys.length}`);
     for (const key of keys) assertKey(key);
     if (keys.length === 0) return;
-    await this.#request("delete", keys[0], options, async ({ writer }, watch) => {
+    await this.#request("delete", keys[0], options, async ({ sdk, writer }, watch) => {
       if (keys.length === 1) {
-        const command = new DeleteObjectCommand({ Bucket: this.#bucket, Key: this.#keyPrefix + keys[0] });
+        const command = new sdk.DeleteObjectCommand({ Bucket: this.#bucket, Key: this.#keyPrefix + keys[0] });
         await writer.send(command, { abortSignal: watch.signal });
         return;
       }
-      const command = new DeleteObjectsCommand({
+      const command = new sdk.DeleteObjectsCommand({
         Bucket: this.#bucket,
         Delete: { Objects: keys.map((key) => ({ Key: this.#keyPrefix + key })), Quiet: true },
       });
@@ -197,9 +193,10 @@ export class S3Store implements ObjectStore {
   }
 
   async close(): Promise<void> {
-    for (const endpoint of this.#endpoints.values) {
-      endpoint.reader.destroy();
-      endpoint.writer.destroy();
+    for (const { clients } of this.#endpoints.values) {
+      const made = await clients;
+      made?.reader.destroy();
+      made?.writer.destroy();
     }
   }
 
@@ -209,8 +206,8 @@ export class S3Store implements ObjectStore {
     options: RequestOptions,
   ): Promise<{ bytes: Buffer; totalBytes: number } | undefined> {
     assertKey(key);
-    return this.#request("get", key, options, async ({ reader }, watch) => {
-      const command = new GetObjectCommand({
+    return this.#request("get", key, options, async ({ sdk, reader }, watch) => {
+      const command = new sdk.GetObjectCommand({
         Bucket: this.#bucket,
         Key: this.#keyPrefix + key,
         ...(range === undefined ? {} : { Range: `bytes=${range.offset}-${range.offset + range.length - 1}` }),
@@ -244,12 +241,13 @@ export class S3Store implements ObjectStore {
     operation: Operation,
     key: string,
     options: RequestOptions,
-    send: (endpoint: Endpoint, watch: TransferWatch) => Promise<T>,
+    send: (clients: Clients, watch: TransferWatch) => Promise<T>,
   ): Promise<T> {
     const endpoint = this.#endpoints.pick(this.#clock.monotonicMs());
+    const clients = await (endpoint.clients ??= this.#connect(endpoint.url));
     const watch = new TransferWatch(this.#clock, this.#requestTimeoutMs * this.#patience[operation], options.signal);
     try {
-      const result = await send(endpoint, watch);
+      const result = await send(clients, watch);
       this.#endpoints.succeeded(endpoint);
       this.#worked.add(operation);
       if (watch.elapsedMs < this.#requestTimeoutMs) this.#patience[operation] = 1;
@@ -259,6 +257,12 @@ export class S3Store implements ObjectStore {
     } finally {
       watch.end();
     }
+  }
+
+  async #connect(endpoint: string | undefined): Promise<Clients> {
+    const sdk = await loadS3Sdk();
+    const client = (connections: number): S3Client => makeS3Client(sdk, { ...this.#shared, endpoint, connections });
+    return { sdk: sdk.s3, reader: client(READ_CONNECTIONS), writer: client(this.#maxConnections - READ_CONNECTIONS) };
   }
 
   #failed(error: unknown, operation: Operation, key: string, endpoint: Endpoint, watch: TransferWatch): unknown {

@@ -7,7 +7,7 @@ import { commandDescriptions, flagName, flags, flagVariable } from "../../src/cl
 import type { CommandName, Flag, FlagKey } from "../../src/cli/flags.ts";
 import { listenAddresses } from "../../src/cli/listen-address.ts";
 import { threadCount } from "../../src/cli/server-threads.ts";
-import { storeSettings } from "../../src/cli/stores.ts";
+import { storeSettings } from "../../src/cli/store-settings.ts";
 import { isKind } from "../../src/base/errors.ts";
 
 const commands = Object.keys(commandDescriptions) as CommandName[];

@@ -201,7 +201,7 @@ test("mistakes end in one line that says what to do, and exit code 1 or 2", asyn
     [["server", "--no"], 2, /unknown flag --no: see s3block server --help/],
     [["server"], 2, /give --store or set S3BLOCK_STORE/],
     [["server", "--store=ftp://x", ...state], 2, /s3:\/\/bucket/],
-    [["server", ...store, "--listen=tcp://127.0.0.1:0"], 2, /not encrypted.*--insecure/],
+    [["server", ...store, "--listen=tcp://127.0.0.1:0"], 2, /without tls.*--insecure/],
     [["server", ...store, "extra"], 2, /unexpected argument "extra"/],
     [["volume", ...store], 2, /volume create <id> <size>/],
     [["volume", "create", "v", "0", ...store], 2, /between 1 MiB and 64 TiB/],

@@ -6,7 +6,7 @@ import { nullLog } from "../../src/base/log.ts";
 import { systemClock } from "../../src/base/system-clock.ts";
 import { systemRandom } from "../../src/base/system-random.ts";
 import { parseArguments } from "../../src/cli/config.ts";
-import { storeSettings } from "../../src/cli/stores.ts";
+import { storeSettings } from "../../src/cli/store-settings.ts";
 import { listAll, type ObjectStore } from "../../src/store/object-store.ts";
 import { openStore } from "../../src/store/open-store.ts";
 

@@ -58,7 +58,7 @@ test("requests to the store show by kind and outcome", async () => {
   const text = await Metrics.expose([await metrics.snapshot()]);
   assert.equal(sampleOf(text, 's3block_store_requests_total{kind="put",outcome="unavailable"}'), "1");
   assert.equal(sampleOf(text, 's3block_store_bytes_total{kind="put"}'), "1000");
-  assert.equal(sampleOf(text, 's3block_store_request_seconds_bucket{le="0.05",kind="put"}'), "1");
+  assert.equal(sampleOf(text, 's3block_store_request_seconds_bucket{kind="put",le="0.05"}'), "1");
 });
 
 test("what several threads counted is summed, and a closed volume goes", async () => {
@@ -73,7 +73,7 @@ test("what several threads counted is summed, and a closed volume goes", async (
   }
   one.addVolume("vol-1", () => gauges);
   two.addVolume("vol-2", () => gauges);
-  one.addProcessMetrics();
+  await one.addProcessMetrics();
   two.removeVolume("vol-2");
   const text = await Metrics.expose([await one.snapshot(), await two.snapshot()]);
   assert.equal(sampleOf(text, 's3block_cache_reads_total{result="hit"}'), "7");

@@ -9,7 +9,7 @@ import { MemoryDisk } from "../../../src/base/memory-disk.ts";
 import { flagKeysOf, parseArguments } from "../../../src/cli/config.ts";
 import { type CommandName, commandDescriptions, type Flag, flags } from "../../../src/cli/flags.ts";
 import { listenAddresses } from "../../../src/cli/listen-address.ts";
-import { storeSettings } from "../../../src/cli/stores.ts";
+import { storeSettings } from "../../../src/cli/store-settings.ts";
 import { locationContext, parseParameters } from "../../../src/csi/parameters.ts";
 import { decodePublishContext, encodePublishContext } from "../../../src/csi/publish-context.ts";
 import { parseMountInfo } from "../../../src/host/mount.ts";
