@@ -13,6 +13,8 @@ import type { OpenRequest } from "../attachment/volume-host.ts";
 import type { Metrics } from "../observability/metrics.ts";
 import type { Engine } from "../volume/engine.ts";
 import { BLOCK_BYTES } from "../volume/identity.ts";
+import type { Publication } from "../volume/publication.ts";
+import { publicationTable } from "../volume/recovery-tables.ts";
 import type { Volume } from "../volume/volume.ts";
 import type { Stores } from "./stores.ts";
 
@@ -31,9 +33,7 @@ export async function openHostedVolume(parts: HostedVolumesParts, request: OpenR
   const { engine, stores, journals, metrics, clock } = parts;
   const { volumeId, mode, readOnly, durability, publication } = request;
   const store = stores.of(request.location, request.secrets);
-  const confirm = async (): Promise<void> => {
-    if (mode === "take") await mustBePublishedHere(parts, request);
-  };
+  const confirm = (): Promise<void> => mustBePublishedHere(parts, request);
   await confirm();
   const volume = await engine.open(volumeId, {
     store,
@@ -71,14 +71,25 @@ export async function openHostedVolume(parts: HostedVolumesParts, request: OpenR
  * node that has lost the volume from taking it away from its new owner.
  */
 async function mustBePublishedHere(parts: HostedVolumesParts, request: OpenRequest): Promise<void> {
-  const { volumeId, publication } = request;
-  if (publication === 0) return;
-  const catalog = parts.stores.catalog(parts.stores.of(request.location, request.secrets), parts.nodeId);
-  const newest = await catalog.getPublication(volumeId);
-  if (newest?.nodeId === parts.nodeId && newest.number === publication) return;
+  const { volumeId, publication, mode } = request;
+  const asked = publication === 0 ? "no" : "yes";
+  let newest: Publication | undefined;
+  // The resuming server and the one without a publication do not ask: the answer would change nothing.
+  if (mode === "take" && asked === "yes") {
+    const catalog = parts.stores.catalog(parts.stores.of(request.location, request.secrets), parts.nodeId);
+    newest = await catalog.getPublication(volumeId);
+  }
+  const { action } = publicationTable.decide({ mode, asked, inForce: inForceFor(newest, parts.nodeId, publication) });
+  if (action === "go on") return;
   throw new OperationError("in-use", "the volume is not published to this node any more: publish it again", {
     context: { volumeId, publication, publishedTo: newest?.nodeId ?? "nobody" },
   });
+}
+
+function inForceFor(newest: Publication | undefined, nodeId: string, publication: number) {
+  if (newest === undefined) return "none";
+  if (newest.nodeId !== nodeId) return "one for another node";
+  return newest.number === publication ? "the one asked for" : "a later one for this node";
 }
 
 function gaugesOf(volume: Volume) {

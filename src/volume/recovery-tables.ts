@@ -2,12 +2,51 @@
  * What an opening finds in the store and on the node's disk, and what it does about it, as tables. Nothing here acts:
  * recovery.ts, fencing.ts and journal.ts look up and do what the row says.
  *
- * In this order: who claimed last (claimTable), how the epochs before ours ended (startTable, logTable), where the map
+ * In this order: whether the control plane still means this node (publicationTable, asked before and after the claim, and
+ * before anybody is fenced by it), who claimed last (claimTable), how the epochs before ours ended (startTable, logTable), where the map
  * comes from (checkpointTable, chainTable), whose the local journal is (journalTable) and how far it reads (tailTable).
  * A damaged object of the store is never worked around: between an older checkpoint and the log, or behind a segment
  * that is missing, a hole cannot be told from an end.
  */
 import { DecisionTable } from "../base/decision-table.ts";
+
+export const publicationTable = new DecisionTable<
+  {
+    mode: "take" | "resume";
+    asked: "no" | "yes";
+    inForce: "the one asked for" | "a later one for this node" | "one for another node" | "none";
+  },
+  "go on" | "refuse"
+>({
+  title: "The publication that an opening rests on",
+  facts: {
+    mode: ["take", "resume"],
+    asked: ["no", "yes"],
+    inForce: ["the one asked for", "a later one for this node", "one for another node", "none"],
+  },
+  actions: {
+    "go on": "go on",
+    refuse: "*in-use*: nobody is fenced; an epoch that was claimed by then never starts",
+  },
+  rows: [
+    {
+      name: "the volume is still published here",
+      when: { mode: "take", asked: "yes", inForce: "the one asked for" },
+      action: "go on",
+    },
+    {
+      name: "the publication was lost meanwhile",
+      when: { mode: "take", asked: "yes", inForce: ["a later one for this node", "one for another node", "none"] },
+      action: "refuse",
+    },
+    { name: "opened without a publication", when: { mode: "take", asked: "no" }, action: "go on" },
+    {
+      name: "resumed: the newest claim decides, the control plane is not asked",
+      when: { mode: "resume" },
+      action: "go on",
+    },
+  ],
+});
 
 export type Claimant = "nobody" | "this journal" | "this journal by its START" | "another journal";
 

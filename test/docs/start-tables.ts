@@ -13,6 +13,7 @@ import {
   claimTable,
   journalTable,
   logTable,
+  publicationTable,
   startTable,
   tailTable,
 } from "../../src/volume/recovery-tables.ts";
@@ -21,6 +22,7 @@ type AnyTable = TableDescription<Record<string, string>, string>;
 
 /** Every table of the program, in the order of the document. */
 export const startTables: readonly AnyTable[] = [
+  publicationTable,
   claimTable,
   startTable,
   checkpointTable,

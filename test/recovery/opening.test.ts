@@ -1,6 +1,7 @@
 /** Every row of the tables of an opening, visited by the real engine, with what must come of it. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { crc32 } from "../../src/base/checksum.ts";
 import { OperationError } from "../../src/base/errors.ts";
 import { claimEpoch, fenceForDeletion, newestClaim, startEpoch } from "../../src/volume/fencing.ts";
 import { CheckpointShards, encodeCheckpoint } from "../../src/volume/format/checkpoint.ts";
@@ -9,7 +10,7 @@ import { ObjectReferences } from "../../src/volume/format/object-references.ts";
 import type { Epoch, SegmentSeq } from "../../src/volume/identity.ts";
 import { checkpointKey } from "../../src/volume/keys.ts";
 import * as tables from "../../src/volume/recovery-tables.ts";
-import { RecoveryWorld } from "./recovery-world.ts";
+import { RecoveryWorld, volumeId } from "./recovery-world.ts";
 import { unvisited, watchTables } from "./visits.ts";
 
 const visited = watchTables();
@@ -428,6 +429,73 @@ for (const [what, row] of [
       assert.deepEqual(await a.quarantined(), kept);
     },
   );
+}
+
+visit(
+  "an attach rests on its publication, before the claim and after it; a server that resumes does not ask",
+  [
+    "the volume is still published here",
+    "the publication was lost meanwhile",
+    "opened without a publication",
+    "resumed: the newest claim decides, the control plane is not asked",
+  ],
+  async (world) => {
+    const { a, b, catalog } = world;
+    const lost = { kind: "in-use" };
+    await assert.rejects(a.openHosted("take", 1), lost);
+    const first = await catalog.publish(volumeId, "node-a", false);
+    const served = await a.openHosted("take", first.number);
+    await served.leave();
+    const resumed = await a.openHosted("resume", first.number);
+    await catalog.unpublish(volumeId, "node-a");
+    await resumed.leave();
+    const second = await catalog.publish(volumeId, "node-b", false);
+    await assert.rejects(a.openHosted("take", first.number), lost);
+    const owner = await b.openHosted("take", second.number);
+    world.beforePut = async (key) => {
+      if (!key.includes("/epoch/")) return;
+      world.beforePut = () => undefined;
+      await catalog.unpublish(volumeId, "node-b");
+      await catalog.publish(volumeId, "node-a", false);
+    };
+    await assert.rejects(b.openHosted("take", second.number), lost);
+    await owner.device.write(0, Buffer.alloc(4096, 5), true);
+    await owner.drain();
+    await assert.rejects(a.openHosted("take", first.number), lost, "a later one for this node");
+    await owner.close();
+    const free = await a.openHosted("take", 0);
+    const target = Buffer.alloc(1);
+    await free.byteDevice.read(0, target);
+    assert.equal(target[0], 5);
+    await free.close();
+  },
+);
+
+for (const [what, at, value] of [
+  ["a newer version wrote", 4, 2],
+  ["has a size that cannot be", 64, 1],
+] as const) {
+  visit(`a journal that ${what} is refused before anything is claimed, and stays as it is`, [], async (world) => {
+    const { a } = world;
+    await a.open();
+    a.stopUploads();
+    await a.write(1, 11);
+    a.kill();
+    const [name] = await a.files();
+    const file = await (await a.journal()).open(name);
+    const header = Buffer.alloc(72);
+    file.readSync(header, 0);
+    const changed = Buffer.from(header);
+    changed.writeUInt16LE(value, at);
+    changed.writeUInt32LE(crc32(changed.subarray(0, 68)), 68);
+    file.writeSync(changed, 0);
+    const before = await world.keys("v1/");
+    await assert.rejects(a.open(), corrupt);
+    assert.deepEqual(await world.keys("v1/"), before);
+    file.writeSync(header, 0);
+    await a.open();
+    assert.deepEqual(await a.values(1), [11]);
+  });
 }
 
 test("every row of every table of an opening was visited by the tests above", () => {

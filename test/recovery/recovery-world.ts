@@ -16,11 +16,14 @@ import type { Epoch, SegmentSeq, VolumeId } from "../../src/volume/identity.ts";
 import { checkpointPrefix, segmentKey, type VolumeRef } from "../../src/volume/keys.ts";
 import { getMeta } from "../../src/volume/metadata.ts";
 import type { Volume } from "../../src/volume/volume.ts";
+import type { HostedVolume } from "../../src/attachment/volume-worker.ts";
+import { type HostedVolumesParts, openHostedVolume } from "../../src/cli/hosted-volumes.ts";
+import { VolumeMetrics } from "../../src/observability/metrics.ts";
 import { VirtualClock } from "../simulation/virtual-clock.ts";
 
 export const BLOCK = 4096;
 const MIB = 1024 * 1024;
-const volumeId = "vol-1" as VolumeId;
+export const volumeId = "vol-1" as VolumeId;
 
 export interface Process {
   dead: boolean;
@@ -46,9 +49,36 @@ export class RecoveryNode {
   }
 
   async open(mode: "take" | "resume" = "take", changes: Partial<EngineOpenOptions> = {}): Promise<Volume> {
-    const { clock, random, log } = this.world;
     const process: Omit<Process, "volume"> = { dead: false, uploads: true };
-    const engine = await Engine.start({
+    const engine = await this.#engine();
+    const store = this.world.storeOf(process);
+    const journalDisk = await this.journal();
+    const options = { store, journalDisk, mode, readOnly: false, publication: 0, ...changes };
+    const volume = await engine.open(volumeId, options);
+    this.#process = Object.assign(process, { volume });
+    return volume;
+  }
+
+  /** As a server opens it that was asked to attach what publication `publication` gave it. */
+  async openHosted(mode: "take" | "resume", publication: number): Promise<HostedVolume> {
+    const process = { dead: false, uploads: true };
+    const { world } = this;
+    const parts: HostedVolumesParts = {
+      engine: await this.#engine(),
+      stores: { of: () => world.storeOf(process), catalog: () => world.catalog },
+      journals: await this.disk.directory("hosted"),
+      metrics: { addVolume: (_id, gauges) => new VolumeMetrics(gauges), removeVolume: () => undefined },
+      clock: world.clock,
+      nodeId: this.name,
+    };
+    const location = { url: "", endpoint: "", region: "" };
+    const request = { volumeId, location, secrets: {}, mode, readOnly: false, durability: "", publication } as const;
+    return await openHostedVolume(parts, request);
+  }
+
+  async #engine(): Promise<Engine> {
+    const { clock, random, log } = this.world;
+    return await Engine.start({
       clock,
       random,
       log,
@@ -62,12 +92,6 @@ export class RecoveryNode {
       journalFileBytes: MIB / 4,
       uploadIntervalMs: 5000,
     });
-    const store = this.world.storeOf(process);
-    const journalDisk = await this.journal();
-    const options = { store, journalDisk, mode, readOnly: false, publication: 0, ...changes };
-    const volume = await engine.open(volumeId, options);
-    this.#process = Object.assign(process, { volume });
-    return volume;
   }
 
   /** What is written from now on stays in the journal. */
@@ -147,7 +171,7 @@ export class RecoveryWorld {
 
   async createVolume(): Promise<void> {
     const sizeBytes = 64 * MIB;
-    await this.#catalog().create({
+    await this.catalog.create({
       id: volumeId,
       name: "test",
       sizeBytes,
@@ -161,7 +185,7 @@ export class RecoveryWorld {
   }
 
   async deleteVolume(): Promise<void> {
-    await this.#catalog().delete(volumeId);
+    await this.catalog.delete(volumeId);
   }
 
   get fencing(): FencingEnvironment {
@@ -214,7 +238,7 @@ export class RecoveryWorld {
     return () => put(bytes);
   }
 
-  #catalog(): Catalog {
+  get catalog(): Catalog {
     const { store, clock, random, log } = this;
     const fence = (volume: VolumeRef): Promise<void> => fenceForDeletion(this.fencing, volume, "controller");
     return new Catalog({ store, clock, random, log, fenceForDeletion: fence });
