@@ -26,7 +26,7 @@ const owners: readonly { name: RegExp; mayImport: RegExp }[] = [
   { name: /^@(aws-sdk|smithy)\//, mayImport: /^store\/s3/ },
   { name: /^@grpc\//, mayImport: /^(csi\/|attachment\/control-)/ },
   { name: /^koffi$/, mayImport: /^(nbd\/kernel|host)\// },
-  { name: /^(pino|prom-client)$/, mayImport: /^observability\// },
+  { name: /^prom-client$/, mayImport: /^observability\// },
   { name: /^@kubernetes\//, mayImport: /^k8s\// },
 ];
 

@@ -26,8 +26,8 @@ import type { ParsedArguments } from "./config.ts";
 import { listenAddresses } from "./listen-address.ts";
 import type { FlagValues } from "./flags.ts";
 import { dieOfBugs, nodeIdOf, startLogging, untilSignal } from "./process.ts";
-import type { ProcessContext } from "./process.ts";
 import { protectProcess } from "./process-protection.ts";
+import { probedHost } from "./probed-host.ts";
 import { startWorkers } from "./server-threads.ts";
 import { lockDirectory } from "./state-lock.ts";
 import { storeSettings } from "./store-settings.ts";
@@ -78,29 +78,6 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   await pool.stop();
   log.info("the server has stopped", { operation: "stop" });
   process.exit(0);
-}
-
-/**
- * No volume is taken before the store has shown that it keeps conditional writes. One that this node had before a
- * restart is opened at once, because its users wait, and served at once where the store was found good before
- * (trusted-store.ts); else the probe is awaited, and where it fails the process ends before the volume is served.
- */
-function probedHost(parts: {
-  inner: VolumeHost;
-  redactor: ProcessContext["redactor"];
-  probed: Promise<void>;
-  resumable: Promise<void>;
-}): VolumeHost {
-  const { inner, redactor, probed, resumable } = parts;
-  return {
-    open: async (request) => {
-      for (const secret of Object.values(request.secrets)) redactor.addSecret(secret);
-      if (request.mode === "take") await probed;
-      const [volume] = await Promise.all([inner.open(request), resumable]);
-      return volume;
-    },
-    openBroken: (request) => inner.openBroken(request),
-  };
 }
 
 async function makeRegistry(options: {

@@ -43,8 +43,9 @@ export class ServerProcess {
   readonly #waiters: (() => void)[] = [];
   stderr = "";
 
-  constructor(args: readonly string[]) {
-    this.#child = spawn(process.execPath, [mainPath, "server", ...args], { env: { PATH: process.env.PATH ?? "" } });
+  constructor(args: readonly string[], environment: Record<string, string> = {}) {
+    const env = { PATH: process.env.PATH ?? "", ...environment };
+    this.#child = spawn(process.execPath, [mainPath, "server", ...args], { env });
     this.#ended = once(this.#child, "close").then(() => this.#wake());
     let rest = "";
     this.#child.stdout?.on("data", (bytes: Buffer) => {
@@ -137,8 +138,11 @@ export class Playground {
   }
 
   /** Starts a server and resolves when it is ready. */
-  async serve(flags: readonly string[] = this.serverFlags()): Promise<ServerProcess> {
-    const server = new ServerProcess(flags);
+  async serve(
+    flags: readonly string[] = this.serverFlags(),
+    environment: Record<string, string> = {},
+  ): Promise<ServerProcess> {
+    const server = new ServerProcess(flags, environment);
     this.#servers.push(server);
     await server.logged("the server is ready");
     return server;
