@@ -18,7 +18,8 @@ export interface ProxiedRaceTotals extends RaceResult {
 export async function proxiedRaces(puts: number, seed: number): Promise<ProxiedRaceTotals> {
   const random = new SeededRandom(seed);
   const server = await startS3Server();
-  const fateOf = (): Fate => {
+  const fateOf = ({ isConditionalPut }: { isConditionalPut: boolean }): Fate | undefined => {
+    if (!isConditionalPut) return undefined;
     const draw = random.fraction();
     if (draw < 0.2) return "lose-reply";
     if (draw < 0.24) return "late";

@@ -1,7 +1,7 @@
 /**
- * An HTTP proxy before a real S3 server that treats conditional puts badly: the connection is cut after the server has
- * applied one and before its reply is passed on, or the request is applied long after its sender was cut off, or the
- * answer is 409. Everything else passes. Requests keep their Host header, so that signatures hold.
+ * An HTTP proxy before a real S3 server that treats requests badly: the connection is cut after the server has applied one
+ * and before its reply is passed on, or the request is applied long after its sender was cut off, or the answer is 409
+ * or 500 and nothing has happened. Requests keep their Host header, so that signatures hold.
  */
 import { once } from "node:events";
 import { Agent, createServer, request as httpRequest } from "node:http";
@@ -10,12 +10,12 @@ import type { AddressInfo } from "node:net";
 import { buffer } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
 
-export type Fate = "pass" | "lose-reply" | "late" | "conflict";
+export type Fate = "pass" | "lose-reply" | "late" | "conflict" | "refuse" | "cut";
 
 export interface UnreliableProxy {
   /** http://127.0.0.1:port */
   endpoint: string;
-  /** Conditional puts by what became of them. */
+  /** Requests by what became of them. */
   readonly counts: Readonly<Record<Fate, number>>;
   stop(): Promise<void>;
 }
@@ -23,16 +23,19 @@ export interface UnreliableProxy {
 export interface ProxyOptions {
   /** Port of the server on 127.0.0.1. */
   port: number;
-  /** Decides about each conditional put. */
-  fateOf: () => Fate;
-  lateMs: () => number;
+  /** Decides about each request; those for which it says nothing pass and are not counted. */
+  fateOf: (request: { isConditionalPut: boolean }) => Fate | undefined;
+  lateMs?: () => number;
 }
 
-const CONFLICT = "<Error><Code>ConditionalRequestConflict</Code><Message>again</Message></Error>";
+const answers = {
+  conflict: { status: 409, code: "ConditionalRequestConflict" },
+  refuse: { status: 500, code: "InternalError" },
+} as const;
 
 /** Starts on a free port. */
 export async function startUnreliableProxy(options: ProxyOptions): Promise<UnreliableProxy> {
-  const counts: Record<Fate, number> = { pass: 0, "lose-reply": 0, late: 0, conflict: 0 };
+  const counts: Record<Fate, number> = { pass: 0, "lose-reply": 0, late: 0, conflict: 0, refuse: 0, cut: 0 };
   const agent = new Agent({ keepAlive: true, maxSockets: 64 });
   const underWay = new Set<Promise<void>>();
   const stopping = new AbortController();
@@ -47,16 +50,23 @@ export async function startUnreliableProxy(options: ProxyOptions): Promise<Unrel
 
   const answer = async (incoming: IncomingMessage, response: ServerResponse): Promise<void> => {
     const body = await buffer(incoming);
-    const isConditional = incoming.method === "PUT" && incoming.headers["if-none-match"] === "*";
-    const fate = isConditional ? options.fateOf() : "pass";
-    if (isConditional) counts[fate] += 1;
-    if (fate === "conflict") {
-      response.writeHead(409, { "content-type": "application/xml" }).end(CONFLICT);
+    const isConditionalPut = incoming.method === "PUT" && incoming.headers["if-none-match"] === "*";
+    const chosen = options.fateOf({ isConditionalPut });
+    if (chosen !== undefined) counts[chosen] += 1;
+    const fate = chosen ?? "pass";
+    if (fate === "conflict" || fate === "refuse") {
+      const { status, code } = answers[fate];
+      response.writeHead(status, { "content-type": "application/xml" });
+      response.end(`<Error><Code>${code}</Code><Message>again</Message></Error>`);
+      return;
+    }
+    if (fate === "cut") {
+      response.destroy();
       return;
     }
     if (fate === "late") {
       response.destroy();
-      await sleep(options.lateMs(), undefined, { signal: stopping.signal });
+      await sleep(options.lateMs?.() ?? 0, undefined, { signal: stopping.signal });
     }
     const answered = await forward(incoming, body);
     if (fate === "pass") {
