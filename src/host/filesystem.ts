@@ -34,7 +34,8 @@ const xfsMetadata = "crc=1,finobt=1,inobtcount=1,reflink=1,bigtime=1,rmapbt=0";
 const commonMountOptions = [
   /^(no)?(atime|diratime|relatime|suid|dev|exec)$/,
   /^(strictatime|lazytime|nolazytime|sync|dirsync|discard|nodiscard|rw|ro)$/,
-  /^(context|fscontext|defcontext|rootcontext)="?[A-Za-z0-9_.:,-]{1,256}"?$/,
+  // A comma outside of quotes would begin another option, one that nobody has checked.
+  /^(context|fscontext|defcontext|rootcontext)=("[A-Za-z0-9_.:,-]{1,256}"|[A-Za-z0-9_.:-]{1,256})$/,
 ];
 const mountOptions: Readonly<Record<FileSystemType, readonly RegExp[]>> = {
   ext4: [
