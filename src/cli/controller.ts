@@ -6,6 +6,7 @@ import { startController } from "../csi/plugin.ts";
 import { Metrics } from "../observability/metrics.ts";
 import type { ParsedArguments } from "./config.ts";
 import { dieOfBugs, serveMetrics, startLogging, untilSignal } from "./process.ts";
+import { keepMemoryPrivate } from "./process-protection.ts";
 import { mustProbeOwnStore, Stores } from "./stores.ts";
 import { storeSettings } from "./store-settings.ts";
 import { programVersion } from "./version.ts";
@@ -17,6 +18,7 @@ export async function runController({ values }: ParsedArguments): Promise<void> 
   const settings = storeSettings(values);
   const { log, redactor } = startLogging(values, { process: "controller" });
   dieOfBugs(log);
+  await keepMemoryPrivate(log);
   const signalled = untilSignal(log);
   const metrics = new Metrics();
   const stores = new Stores({

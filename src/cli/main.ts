@@ -32,6 +32,8 @@ ${Object.entries(commandDescriptions)
 s3block <command> --help tells the flags of a command.`;
 
 async function main(args: readonly string[]): Promise<void> {
+  // Whatever the program makes is its owner's alone, also where a file is made by a library and for a moment only.
+  process.umask(0o077);
   const [name = "", ...rest] = args;
   if (name === "" || name === "help" || name === "--help" || name === "-h") return write(usageText);
   if (!Object.hasOwn(commands, name)) {

@@ -10,6 +10,7 @@ import { startNode } from "../csi/plugin.ts";
 import { Metrics } from "../observability/metrics.ts";
 import type { ParsedArguments } from "./config.ts";
 import { dieOfBugs, nodeIdOf, serveMetrics, startLogging, untilSignal } from "./process.ts";
+import { keepMemoryPrivate } from "./process-protection.ts";
 import { Stores } from "./stores.ts";
 import { storeSettings } from "./store-settings.ts";
 import { programVersion } from "./version.ts";
@@ -19,6 +20,7 @@ export async function runNode({ values }: ParsedArguments): Promise<void> {
   const nodeId = nodeIdOf(values);
   const { log, redactor } = startLogging(values, { process: "node", nodeId });
   dieOfBugs(log);
+  await keepMemoryPrivate(log);
   const signalled = untilSignal(log);
   const metrics = new Metrics();
   const observer = metrics.storeObserver;

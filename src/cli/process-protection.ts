@@ -1,12 +1,29 @@
 /**
- * What keeps a server of block devices alive when memory is short: the kernel must not wait for memory that waits for
- * this process (PR_SET_IO_FLUSHER), nor choose it as a victim (oom_score_adj). Both need rights that a machine for
- * tests may not give: then it is logged and goes on.
+ * What protects a process. Its secrets (keys of the store, data of volumes): no core dump of its memory, no debugger, no
+ * look into it for other processes of its user. Its life, for a server of block devices, when memory is short: the
+ * kernel must not wait for memory that waits for this process (PR_SET_IO_FLUSHER), nor choose it as a victim
+ * (oom_score_adj). What a machine for tests does not give is logged, and the process goes on.
  */
 import { writeFile } from "node:fs/promises";
 import { describe } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import { becomeIoFlusher } from "../nbd/kernel/io-flusher.ts";
+import { loadLibc } from "../nbd/kernel/libc.ts";
+
+/**
+ * From now on the memory of the process is its own: there are no core dumps of it, other processes of its user can neither
+ * trace it nor read its environment, and SIGUSR1 opens no debugger. It ends with execve: call it after markProcess.
+ */
+export async function keepMemoryPrivate(log: Log): Promise<void> {
+  // Node opens its inspector on a port of the machine at this signal, unless somebody listens for it.
+  process.on("SIGUSR1", () => log.warn("a debugger was asked for and refused", { operation: "debug" }));
+  try {
+    (await loadLibc()).forbidDumps();
+  } catch (error) {
+    const message = "a crash may write the memory of this process, secrets included, into a file";
+    log.warn(message, { operation: "start", error: describe(error) });
+  }
+}
 
 /**
  * Call it before anything is loaded that takes time, and before any thread is started. Threads of V8 and libuv run

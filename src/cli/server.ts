@@ -26,7 +26,7 @@ import type { ParsedArguments } from "./config.ts";
 import { listenAddresses } from "./listen-address.ts";
 import type { FlagValues } from "./flags.ts";
 import { dieOfBugs, nodeIdOf, startLogging, untilSignal } from "./process.ts";
-import { protectProcess } from "./process-protection.ts";
+import { keepMemoryPrivate, protectProcess } from "./process-protection.ts";
 import { probedHost } from "./probed-host.ts";
 import { startWorkers } from "./server-threads.ts";
 import { lockDirectory } from "./state-lock.ts";
@@ -42,6 +42,7 @@ export async function runServer({ values }: ParsedArguments): Promise<void> {
   const nodeId = nodeIdOf(values);
   const { log, redactor } = startLogging(values, { process: "server", nodeId });
   dieOfBugs(log);
+  await keepMemoryPrivate(log);
   const signalled = untilSignal(log);
   await lockDirectory(values.stateDir, values.shutdownSeconds + 10, log);
   const { pool, ready } = startWorkers({ values, settings, nodeId, log, cores: availableParallelism() });

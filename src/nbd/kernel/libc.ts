@@ -43,6 +43,8 @@ export interface Libc {
   readonly makeBlockNode: (path: string, major: number, minor: number) => void;
   readonly isIoFlusher: () => boolean;
   readonly setIoFlusher: () => void;
+  /** PR_SET_DUMPABLE 0: no core dump, and only root with CAP_SYS_PTRACE may look into the process. Ends with execve. */
+  readonly forbidDumps: () => void;
   /** The name of an errno: 2 → "ENOENT". */
   readonly errorName: (errno: number) => string;
 }
@@ -62,6 +64,7 @@ const MSG_TRUNC = 0x20;
 const SHUT_RDWR = 2;
 const F_DUPFD_CLOEXEC = 1030;
 const S_IFBLK = 0o060000;
+const PR_SET_DUMPABLE = 4;
 const PR_SET_IO_FLUSHER = 57;
 const PR_GET_IO_FLUSHER = 58;
 const SOCKADDR_NL_SIZE = 12;
@@ -137,6 +140,9 @@ function bind(koffi: Koffi): Libc {
     isIoFlusher: () => prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) === 1,
     setIoFlusher: () => {
       prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+    },
+    forbidDumps: () => {
+      prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     },
   };
 }
