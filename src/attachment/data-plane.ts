@@ -6,7 +6,7 @@
 import type { VolumeId } from "../volume/identity.ts";
 
 export interface StoreLocation {
-  /** "s3://bucket/prefix" or "file:///directory"; empty = the server's own. */
+  /** "s3://bucket/prefix", nothing else; empty = the server's own. */
   url: string;
   endpoint: string;
   region: string;

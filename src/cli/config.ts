@@ -91,6 +91,7 @@ function flagValue(key: FlagKey, given: string[] | undefined, variable: string |
   const flag = definition(key);
   if (flag.type === "list") {
     const texts = given ?? (variable === undefined ? [] : [variable]);
+    for (const text of texts) mustBeOneLine(key, text);
     return texts.flatMap((text) => text.split(",").map((part) => part.trim())).filter((part) => part !== "");
   }
   if (given !== undefined && given.length > 1) throw invalid(key, "is given more than once");
@@ -100,7 +101,7 @@ function flagValue(key: FlagKey, given: string[] | undefined, variable: string |
 }
 
 function parseValue(key: FlagKey, flag: Flag, text: string): unknown {
-  if (text.includes("\0") || text.includes("\n")) throw invalid(key, "must be one line");
+  mustBeOneLine(key, text);
   switch (flag.type) {
     case "boolean":
       if (text === "true" || text === "false") return text === "true";
@@ -115,6 +116,10 @@ function parseValue(key: FlagKey, flag: Flag, text: string): unknown {
       }
       return text;
   }
+}
+
+function mustBeOneLine(key: FlagKey, text: string): void {
+  if (/[\0\r\n]/.test(text)) throw invalid(key, "must be one line");
 }
 
 function bounded(key: FlagKey, flag: Flag, value: number): number {

@@ -1,6 +1,7 @@
 /**
  * Opened stores of a process, by location: the one of the flags, and those of StorageClasses with a bucket of their
  * own. A store is opened once per location and credentials and kept, since each has its pools of connections.
+ * Only whoever starts the process may name a directory: the location of a request or a record is a bucket or nothing.
  */
 import { createHash } from "node:crypto";
 import type { Clock } from "../base/clock.ts";
@@ -104,6 +105,9 @@ export class Stores {
     const keys = { accessKeyId, secretAccessKey, ...(sessionToken === "" ? {} : { sessionToken }) };
     const credentials = accessKeyId === "" ? {} : { credentials: { kind: "static" as const, ...keys } };
     if (location.url === "") return { ...own, ...credentials };
+    if (!location.url.startsWith("s3://")) {
+      throw new OperationError("invalid", "a volume's location must be a bucket: s3://bucket/prefix");
+    }
     // Another endpoint's addressing style follows from its being given; the flag is about the flags' endpoint.
     const { pathStyle, ...rest } = own;
     const sameEndpoint = location.endpoint === "";

@@ -27,13 +27,18 @@ export function parseStoreUrl(text: string): StorePlace {
       return { kind: "directory", path: fileURLToPath(url) };
     case "s3:": {
       const prefix = url.pathname.replace(/^\/|\/$/g, "");
-      const isPlain = url.search === "" && url.hash === "" && url.username === "";
-      if (url.hostname === "" || !isKeyOrEmpty(prefix) || !isPlain) throw badUrl(text);
+      const isPlain = url.search === "" && url.hash === "" && url.username === "" && url.port === "";
+      if (!isBucketName(url.hostname) || !isKeyOrEmpty(prefix) || !isPlain) throw badUrl(text);
       return { kind: "s3", bucket: url.hostname, prefix };
     }
     default:
       throw badUrl(text);
   }
+}
+
+/** What some store somewhere takes for a bucket's name; it becomes a part of URLs, so nothing that means more there. */
+function isBucketName(text: string): boolean {
+  return /^[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]$/.test(text) && !text.includes("..");
 }
 
 /** Throws "invalid" for what is no plain http(s) URL. */
