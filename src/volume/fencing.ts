@@ -167,6 +167,7 @@ export async function fenceForDeletion(
   // A deletion that was cut short may have taken the checkpoint away already; it had fenced the owner before.
   const found = await newestCheckpoint(environment.store, volume, last, environment.options ?? {});
   const { action } = checkpointTable.decide({ found: found.state, purpose: "delete" });
+  if (action === "refuse") throw found.problem!;
   const checkpoint = action === "use" ? found.checkpoint : undefined;
   const covered = checkpoint?.covers.epoch === last.epoch ? checkpoint.covers.sequence : 0;
   await closeLog(environment, volume, last.epoch, (covered + 1) as SegmentSeq, () => undefined);

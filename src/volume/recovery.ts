@@ -210,8 +210,9 @@ async function mustCheckpoint(
 ): Promise<DecodedCheckpoint | undefined> {
   const { store, signal } = environment;
   const { state, checkpoint, problem } = await newestCheckpoint(store, volume, last, { signal });
-  if (checkpointTable.decide({ found: state, purpose: "open" }).action === "refuse") throw problem!;
-  return checkpoint;
+  const { action } = checkpointTable.decide({ found: state, purpose: "open" });
+  if (action === "refuse") throw problem!;
+  return action === "use" ? checkpoint : undefined;
 }
 
 /** STARTs from the epoch that the checkpoint covers (or from the first one) to the last started one, in order. */

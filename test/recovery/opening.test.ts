@@ -87,7 +87,8 @@ visit(
     "the checkpoint is sound",
     "the epoch that the checkpoint covers",
   ],
-  async ({ a, b }) => {
+  async (world) => {
+    const { a, b } = world;
     await a.open();
     a.stopUploads();
     await a.write(1, 11);
@@ -95,7 +96,9 @@ visit(
     await b.open();
     await b.write(1, 22);
     await b.close();
+    world.read.clear();
     await a.open();
+    assert.equal(world.read.has(world.logKey(2, 1)), false, "what the checkpoint covers is not replayed");
     assert.deepEqual(await a.values(1), [22]);
     assert.equal((await a.quarantined()).length, 1);
     await a.write(2, 33);
@@ -153,9 +156,13 @@ visit(
     await a.volume.drain();
     a.kill();
     await dieBeforeStart(4);
+    assert.deepEqual(await a.quarantined(), []);
     await b.open();
     assert.equal(b.volume.epoch, 5);
     assert.deepEqual(await b.values(1), [11]);
+    b.kill();
+    await b.open("resume");
+    assert.deepEqual(await b.values(1), [11], "also read as a part of the history");
   },
 );
 

@@ -160,6 +160,8 @@ export class RecoveryWorld {
   readonly a = new RecoveryNode(this, "node-a");
   readonly b = new RecoveryNode(this, "node-b");
   ref!: VolumeRef;
+  /** Keys of objects that an engine has read. */
+  readonly read = new Set<string>();
   /** Called before an object is put; what it throws is what the put fails with. */
   beforePut: (key: string) => void | Promise<void> = () => undefined;
 
@@ -204,6 +206,7 @@ export class RecoveryWorld {
             if (!process.uploads && String(args[0]).startsWith("v1/log/")) return await never();
             await this.beforePut(String(args[0]));
           }
+          if (name === "get" || name === "getRange") this.read.add(String(args[0]));
           return (await Reflect.apply(value, target, args)) as unknown;
         };
       },
