@@ -16,6 +16,8 @@ import { run } from "./content.ts";
 import { DriverProcess } from "./process.ts";
 
 export interface ClusterOptions {
+  /** Where everything of it is, and may be already; default a temporary one. close() removes it. */
+  directory?: string;
   /** Names of the nodes; default one, "e2e-a". */
   nodes?: readonly string[];
   /** Default: a directory store. */
@@ -117,9 +119,9 @@ export class Cluster {
 
   /** All processes, serving. */
   static async start(options: ClusterOptions = {}): Promise<Cluster> {
-    const cluster = new Cluster(await mkdtemp(join(tmpdir(), "s3block-e2e-")), options);
+    const cluster = new Cluster(options.directory ?? (await mkdtemp(join(tmpdir(), "s3block-e2e-"))), options);
     try {
-      await mkdir(cluster.storeDirectory);
+      await mkdir(cluster.storeDirectory, { recursive: true });
       await cluster.controller.start();
       for (const node of cluster.nodes) await node.start();
       return cluster;

@@ -40,6 +40,10 @@ export interface KernelRun {
   memoryMib?: number;
   /** Directories of the machine that the guest may write, at the same path (no locks, no device nodes there). */
   shares?: readonly string[];
+  /** At most four files that a guest has as disks, /dev/ubda, /dev/ubdb, …: of them stays what it has synced. */
+  disks?: readonly string[];
+  /** Cuts a guest's power: what was in its memory is lost, and the run rejects with `PowerCut`. */
+  powerCut?: AbortSignal | undefined;
   /** Called with each piece of output as it comes. */
   onOutput?: (text: string) => void;
 }
@@ -51,6 +55,16 @@ export interface KernelResult {
   output: string;
   /** The tail of the guest's kernel log when the status is not 0; empty on the machine's own kernel. */
   kernelLog: string;
+}
+
+/** The guest ended because its power was cut; what its command had said is in `output`. */
+export class PowerCut extends Error {
+  readonly output: string;
+
+  constructor(output: string) {
+    super("the guest's power was cut");
+    this.output = output;
+  }
 }
 
 const linuxPath = "/usr/bin/linux.uml";
@@ -122,15 +136,21 @@ export async function runInGuest(run: KernelRun): Promise<KernelResult> {
       "loglevel=1",
       "random.trust_cpu=on",
       `uml_dir=${exchange}/`,
+      ...(run.disks ?? []).map((path, index) => `ubd${index}=${resolve(path)}`),
     ];
     const environment = { PATH: systemPath, TMPDIR: memoryDirectory(memoryMib), HOME: exchange, ...preload() };
     const child = spawnLeashed(exchange, words, { directory: "/", environment });
     const transcript = new Transcript(run.onOutput, marker, () => killGroup(child));
     child.stdout?.on("data", (bytes: Buffer) => transcript.add(bytes));
     child.stderr?.on("data", (bytes: Buffer) => transcript.addBoot(bytes));
-    const ended = await endOf(child, run.timeoutMs ?? 120_000).catch((error: unknown) => {
-      throw new Error(`${describe(error)}\n${transcript.boot}\n${transcript.output}`);
-    });
+    const cut = (): void => killGroup(child);
+    run.powerCut?.addEventListener("abort", cut);
+    const ended = await endOf(child, run.timeoutMs ?? 120_000)
+      .catch((error: unknown) => {
+        throw new Error(`${describe(error)}\n${transcript.boot}\n${transcript.output}`);
+      })
+      .finally(() => run.powerCut?.removeEventListener("abort", cut));
+    if (run.powerCut?.aborted === true) throw new PowerCut(transcript.output);
     const status = transcript.status;
     if (status === undefined) {
       throw new Error(`the guest ended by itself status=${ended}\n${transcript.boot}\n${transcript.output}`);

@@ -12,16 +12,13 @@ import { promisify } from "node:util";
 import { nullLog } from "../../src/base/log.ts";
 import { systemClock } from "../../src/base/system-clock.ts";
 import { openKernelNbd } from "../../src/nbd/kernel/kernel-nbd.ts";
+import { VerifiedLoad } from "../e2e/verified-load.ts";
 import { kernelTests } from "./kernel-tests.ts";
 
 const run = promisify(execFile);
 const timeoutSeconds = 2;
 const backendIdentifier = "s3block:test:crash";
 const program = fileURLToPath(new URL("serve-file.ts", import.meta.url));
-
-interface FioReport {
-  jobs: { error: number; write: { total_ios: number; lat_ns: { max: number } }; sync: { lat_ns: { max: number } } }[];
-}
 
 let directory: string;
 let server: ChildProcess | undefined;
@@ -42,13 +39,6 @@ async function killServer(): Promise<void> {
   await ended;
 }
 
-async function load(file: string): Promise<FioReport> {
-  const what = "--name=load --size=16m --rw=randwrite --bs=4k --ioengine=psync --fsync=8 --time_based --runtime=8";
-  const how = "--verify=crc32c --do_verify=1 --verify_fatal=1 --randseed=7 --output-format=json";
-  const { stdout } = await run("fio", [`--filename=${file}`, ...what.split(" "), ...how.split(" ")]);
-  return JSON.parse(stdout.slice(stdout.indexOf("{"))) as FioReport;
-}
-
 kernelTests({ url: import.meta.url, name: "a killed server is replaced under load", timeoutMs: 840_000 }, () => {
   before(() => {
     directory = mkdtempSync(join(tmpdir(), "server-crash-"));
@@ -66,16 +56,16 @@ kernelTests({ url: import.meta.url, name: "a killed server is replaced under loa
     const at = join(directory, "mount");
     await run("mkfs.ext4", ["-q", device]);
     await run("mount", ["--mkdir", device, at]);
-    const loading = load(join(at, "file"));
+    const load = new VerifiedLoad(join(at, "file"), { sizeMib: 8 });
     for (let round = 0; round < 2; round += 1) {
       await systemClock.sleep(1500);
       await killServer();
       assert.equal(await startServer(), device);
     }
-    const [job] = (await loading).jobs;
-    const stallSeconds = Math.max(job.write.lat_ns.max, job.sync.lat_ns.max) / 1e9;
-    process.stdout.write(`${job.write.total_ios} writes, longest stall ${stallSeconds.toFixed(1)} s\n`);
-    assert.equal(job.error, 0);
+    await load.stop();
+    const stallSeconds = load.longestWaitMs / 1000;
+    process.stdout.write(`${load.writes} writes, longest stall ${stallSeconds.toFixed(1)} s\n`);
+    assert.equal(load.errors, 0);
     // Twice the timer, and what two starts may take on a busy machine; without the timer it would be the default's 30 s.
     assert.ok(stallSeconds < 2 * timeoutSeconds + 20, `stalled for ${stallSeconds} s`);
     await run("umount", [at]);

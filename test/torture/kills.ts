@@ -1,0 +1,159 @@
+/**
+ * Processes of the driver die by SIGKILL at random moments, the server of data above all, under loads on ext4 and xfs
+ * that read back what they wrote and a ledger on each. No load may see an error; every acknowledged record is there.
+ * How long a kill stalls users: the longest that any record took which was not acknowledged when the kill came, until
+ * the ledgers write again.
+ */
+import { Claim, insist } from "../e2e/claim.ts";
+import { Cluster } from "../e2e/cluster.ts";
+import type { DriverProcess } from "../e2e/process.ts";
+import { VerifiedLoad } from "../e2e/verified-load.ts";
+import { monotonicMs } from "./figures.ts";
+import {
+  checkFilesystem,
+  countComplaints,
+  crashMachine,
+  mustNotComplain,
+  pause,
+  residentBytes,
+  reviveServer,
+  roundsOf,
+  type Torture,
+} from "./laboratory.ts";
+import { LedgerProcess } from "./ledger-process.ts";
+
+/** Longest time from the users' recovery to the next kill. */
+const quietMs = 1500;
+/** After so many rounds everything stops and is looked at. */
+const inspectionRounds = 50;
+/** One kill in so many is followed by another while the server starts. */
+const doubleKillEvery = 8;
+
+interface User {
+  claim: Claim;
+  ledger: LedgerProcess;
+  load: VerifiedLoad;
+}
+
+/** The server alone dies. */
+export async function killServer(torture: Torture): Promise<void> {
+  await onCluster(torture, async (cluster, claims, round) => {
+    const [node] = cluster.nodes;
+    const startMs = monotonicMs();
+    await node.server.stop("SIGKILL");
+    torture.figures.count("SIGKILLs of the server");
+    const isDouble = round % doubleKillEvery === 0;
+    if (isDouble) {
+      node.server.launch();
+      await pause(torture.random.fraction() * 2000);
+      await node.server.stop("SIGKILL");
+      torture.figures.count("SIGKILLs of the server");
+      torture.figures.count("of these while it started");
+    }
+    await reviveServer(node, claims);
+    torture.figures.sample(isDouble ? "away over two kills (ms)" : "away (ms)", monotonicMs() - startMs);
+    return isDouble ? "stall over two kills (ms)" : "stall (ms)";
+  });
+}
+
+/** Any of the three processes dies, or several, or all at once; controller and node service answer calls afterwards. */
+export async function killAny(torture: Torture): Promise<void> {
+  await onCluster(torture, async (cluster, claims) => {
+    const [node] = cluster.nodes;
+    const processes: DriverProcess[] = [node.server, node.service, cluster.controller];
+    const chosen = processes.filter(() => torture.random.below(2) === 0);
+    const victims = chosen.length === 0 || torture.random.below(4) === 0 ? processes : chosen;
+    await Promise.all(victims.map((each) => each.stop("SIGKILL")));
+    for (const { command } of victims) torture.figures.count(`SIGKILLs of ${command}`);
+    if (victims.length === processes.length) torture.figures.count("rounds in which all died at once");
+    const revivals = victims.map((each) => (each === node.server ? reviveServer(node, claims) : each.start()));
+    await Promise.all(revivals);
+    for (const claim of claims) for (const step of claim.up()) await insist(step);
+    return victims.includes(node.server) ? "stall (ms)" : "stall where the server lived on (ms)";
+  });
+}
+
+type Strike = (cluster: Cluster, claims: readonly Claim[], round: number) => Promise<string>;
+
+async function onCluster(torture: Torture, strike: Strike): Promise<void> {
+  const cluster = await Cluster.start();
+  let users: User[] = [];
+  try {
+    const claims = (["ext4", "xfs"] as const).map((use) => new Claim(cluster, { name: `torture-${use}`, use }));
+    for (const claim of claims) await claim.bringUp();
+    const complaints = await countComplaints();
+    const ledgers = claims.map((claim) => new LedgerProcess(`${claim.target}/ledger`));
+    for (const ledger of ledgers) await ledger.prepare();
+    users = claims.map((claim, index) => putToWork(claim, ledgers[index]));
+    for (const round of roundsOf(torture)) {
+      await untilAllWrite(users);
+      await pause(torture.random.fraction() * quietMs);
+      await runRound(torture, { cluster, users, round, strike });
+      if (round % 10 === 0) torture.say(`round ${round}`);
+      if (round % inspectionRounds === 0) {
+        await rest(torture, users);
+        await inspect(users, complaints);
+        torture.figures.count("inspections in between");
+        users = users.map(({ claim, ledger }) => putToWork(claim, ledger));
+      }
+    }
+    await rest(torture, users);
+    torture.figures.sample("memory of the server at the end (bytes)", await residentBytes(cluster.nodes[0].server.pid));
+    await inspect(users, complaints);
+    await crashMachine(cluster, claims, { lost: claims });
+    for (const { ledger } of users) ledger.mustHold();
+    for (const { claim } of users) await claim.remove();
+  } catch (error) {
+    torture.say(cluster.report());
+    throw error;
+  } finally {
+    for (const { ledger } of users) if (ledger.isRunning) void ledger.kill();
+    await cluster.close();
+  }
+}
+
+async function runRound(
+  { figures }: Torture,
+  { cluster, users, round, strike }: { cluster: Cluster; users: User[]; round: number; strike: Strike },
+): Promise<void> {
+  for (const { ledger } of users) ledger.longestWaitSince(0);
+  const strikeMs = monotonicMs();
+  const name = await strike(
+    cluster,
+    users.map(({ claim }) => claim),
+    round,
+  );
+  await untilAllWrite(users);
+  figures.sample(name, Math.max(...users.map(({ ledger }) => ledger.longestWaitSince(strikeMs))));
+  figures.count("rounds");
+  if (users.some(({ load }) => !load.isRunning)) throw new Error("a verified load has ended with an error");
+}
+
+function putToWork(claim: Claim, ledger: LedgerProcess): User {
+  ledger.start();
+  return { claim, ledger, load: new VerifiedLoad(`${claim.target}/file`, { firstSeed: ledger.acknowledged + 1 }) };
+}
+
+function untilAllWrite(users: readonly User[]): Promise<unknown> {
+  return Promise.all(users.map(({ ledger }) => ledger.untilAcknowledged()));
+}
+
+async function rest({ figures }: Torture, users: readonly User[]): Promise<void> {
+  for (const { ledger, load } of users) {
+    await load.stop();
+    await ledger.stop();
+    figures.count("verified writes of fio", load.writes);
+    figures.count("errors that fio met", load.errors);
+    figures.sample("longest wait of fio between inspections (ms)", load.longestWaitMs);
+    figures.count("synced records", ledger.takeCount());
+  }
+}
+
+/** Checker clean, every acknowledged record there, read from the device. */
+async function inspect(users: readonly User[], complaints: number): Promise<void> {
+  for (const { claim, ledger } of users) {
+    await checkFilesystem(claim);
+    ledger.mustHold();
+  }
+  await mustNotComplain(complaints);
+}
