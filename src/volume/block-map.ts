@@ -7,6 +7,7 @@
  */
 import { assert } from "../base/assert.ts";
 import type { CheckpointShards, DecodedCheckpoint } from "./format/checkpoint.ts";
+import { corrupt } from "./format/fields.ts";
 import { SHARD_BLOCKS } from "./format/map-page.ts";
 import { ObjectReferences } from "./format/object-references.ts";
 import { BLOCK_BYTES } from "./identity.ts";
@@ -60,14 +61,14 @@ export class BlockMap {
     this.#pageLength = new Uint32Array(this.shardCount);
   }
 
-  /** Takes over the directory of a checkpoint; before anything else is applied. */
+  /** Takes over the directory of a checkpoint; before anything else is applied. "corrupt" where it is of another size. */
   adopt(checkpoint: DecodedCheckpoint): void {
     assert(this.#shards.size === 0, "a checkpoint is adopted by an empty map");
     this.#objects = checkpoint.mapObjects;
     const { shards } = checkpoint;
     for (let row = 0; row < shards.count; row += 1) {
       const shard = shards.shard[row];
-      assert(shard < this.shardCount, "a checkpoint's shards lie inside the volume");
+      if (shard >= this.shardCount) throw corrupt("a checkpoint names a shard outside the volume", { shard });
       this.#pageObject[shard] = shards.mapObject[row] + 1;
       this.#pageOffset[shard] = shards.offset[row];
       this.#pageLength[shard] = shards.length[row];

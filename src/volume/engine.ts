@@ -18,11 +18,12 @@ import { BlockMap, MapBudget, type PageLocation } from "./block-map.ts";
 import { Checkpointer } from "./checkpointer.ts";
 import { DirtyExtents } from "./dirty-extents.ts";
 import type { VolumeMeta } from "./format/control-records.ts";
+import { corrupt } from "./format/fields.ts";
 import { RAW_FRAME_BYTES } from "./format/frame.ts";
 import { EXTENT_DATA, type JournalRecord } from "./format/journal-record.ts";
 import { decodeMapPage } from "./format/map-page.ts";
 import { MAX_SEGMENT_BYTES } from "./generation.ts";
-import type { Epoch, VolumeId, VolumeUid } from "./identity.ts";
+import { BLOCK_BYTES, type Epoch, type VolumeId, type VolumeUid } from "./identity.ts";
 import { Journal } from "./journal.ts";
 import { mapKey, type VolumeRef } from "./keys.ts";
 import { MapShard } from "./map-shard.ts";
@@ -166,7 +167,7 @@ export class Engine {
       };
       const environment = { store, clock, random, log, journal, map, nodeId, publication, signal, confirm };
       const recovered = await recover(environment, meta, options.mode, (record, position) => {
-        replay(record, position, replayed);
+        replay(record, position, meta.sizeBytes / BLOCK_BYTES, replayed);
       });
       patient.serving();
       const parts = { meta, options, store: patient, log, journal, map, reader, recovered, replayed, abort };
@@ -259,11 +260,12 @@ async function mustMeta(store: ObjectStore, volumeId: VolumeId, uid?: VolumeUid)
 }
 
 /** Adds the writes of a journal record to `writes`, as Journal.append would have returned them. */
-function replay(record: JournalRecord, framePosition: number, writes: ReplayedWrite[]): void {
+function replay(record: JournalRecord, framePosition: number, volumeBlocks: number, writes: ReplayedWrite[]): void {
   const recordPosition = framePosition - record.headBytes;
   const endPosition = recordPosition + record.lengthBytes;
   let position = framePosition;
   for (const { lba, blockCount: blocks, kind } of record.extents) {
+    if (lba + blocks > volumeBlocks) throw corrupt("the local journal holds blocks outside the volume", { lba });
     const value = kind === EXTENT_DATA ? position : -recordPosition;
     writes.push({ lba, blocks, value, endPosition, sequence: record.sequence });
     if (kind === EXTENT_DATA) position += blocks * RAW_FRAME_BYTES;

@@ -4,6 +4,7 @@
  */
 import type { Clock } from "../base/clock.ts";
 import type { BlockMap } from "./block-map.ts";
+import { corrupt } from "./format/fields.ts";
 import { FRAME_ALIGN_BYTES } from "./format/frame.ts";
 import { ENCODED_FLAG, RAW_FRAME_UNITS, SHARD_BLOCKS } from "./format/map-page.ts";
 import { EXTENT_ENCODED, EXTENT_ZERO, type SegmentExtents } from "./format/segment.ts";
@@ -15,7 +16,7 @@ const YIELD_EXTENTS = 2048;
 /**
  * Maps every block of `extents` to the segment (epoch, sequence) of the volume itself, or to a hole for zeroes. Loads
  * shards as it goes; while it runs, readers may see some of the extents and not others, so the overlay must still
- * cover them. Applying the same segment again changes nothing.
+ * cover them. Applying the same segment again changes nothing. "corrupt" where an extent lies outside the volume.
  */
 export async function applyExtents(
   map: BlockMap,
@@ -34,6 +35,7 @@ export async function applyExtents(
     let word1 = extents.offset[index] / FRAME_ALIGN_BYTES;
     while (rest > 0) {
       const shardIndex = Math.floor(lba / SHARD_BLOCKS);
+      if (shardIndex >= map.shardCount) throw corrupt("a segment holds blocks outside the volume", { lba });
       const block = lba - shardIndex * SHARD_BLOCKS;
       const count = Math.min(rest, SHARD_BLOCKS - block);
       if (kind === EXTENT_ZERO && count === SHARD_BLOCKS) map.clearShard(shardIndex);
