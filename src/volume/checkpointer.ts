@@ -14,7 +14,7 @@ import type { ObjectStore } from "../store/object-store.ts";
 import type { BlockMap } from "./block-map.ts";
 import { CheckpointShards, encodeCheckpoint } from "./format/checkpoint.ts";
 import { encodeMapObjectHead } from "./format/map-object.ts";
-import { encodeMapPage } from "./format/map-page.ts";
+import { encodeMapPage, mapPageSeed } from "./format/map-page.ts";
 import type { Epoch, SegmentSeq } from "./identity.ts";
 import type { Journal } from "./journal.ts";
 import { checkpointKey, mapKey, type VolumeRef } from "./keys.ts";
@@ -121,7 +121,8 @@ export class Checkpointer {
         continue;
       }
       const { sources, runs } = shard.toPage();
-      const page = encodeMapPage(shard.index, sources, runs);
+      const seed = mapPageSeed(this.#options.volume.uid, this.#options.epoch, this.#nextMapObject);
+      const page = encodeMapPage(shard.index, sources, runs, seed);
       pages.push({ shard: shard.index, page });
       bytes += page.length;
       total += page.length;

@@ -21,7 +21,7 @@ import type { VolumeMeta } from "./format/control-records.ts";
 import { corrupt } from "./format/fields.ts";
 import { RAW_FRAME_BYTES } from "./format/frame.ts";
 import { EXTENT_DATA, type JournalRecord } from "./format/journal-record.ts";
-import { decodeMapPage } from "./format/map-page.ts";
+import { decodeMapPage, mapPageSeed } from "./format/map-page.ts";
 import { MAX_SEGMENT_BYTES } from "./generation.ts";
 import { BLOCK_BYTES, type Epoch, type VolumeId, type VolumeUid } from "./identity.ts";
 import { Journal } from "./journal.ts";
@@ -284,9 +284,10 @@ async function loadPage(
   const object: StoredObject = { uid: meta.uid, epoch, sequence: number, kind: "map", key };
   const read = reader.read(object, offset, length);
   const bytes = read instanceof Promise ? await read : read;
+  const seed = mapPageSeed(meta.uid, epoch, number);
   try {
-    return MapShard.fromPage(shard, decodeMapPage(bytes, shard));
+    return MapShard.fromPage(shard, decodeMapPage(bytes, shard, seed));
   } catch {
-    return MapShard.fromPage(shard, decodeMapPage(await reader.refetch(object, offset, length), shard));
+    return MapShard.fromPage(shard, decodeMapPage(await reader.refetch(object, offset, length), shard, seed));
   }
 }

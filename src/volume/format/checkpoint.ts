@@ -14,7 +14,7 @@ import { assert } from "../../base/assert.ts";
 import { BLOCK_BYTES, type Epoch, MAX_VOLUME_BYTES, type SegmentSeq, type VolumeUid } from "../identity.ts";
 import { decodeEnvelope, ENVELOPE_BYTES, type EnvelopeHeader, sealEnvelope } from "./envelope.ts";
 import { checkZero, corrupt, readU64, readUid, writeU64, writeUid } from "./fields.ts";
-import { MAX_SHARDS, SHARD_BLOCKS } from "./map-page.ts";
+import { MAX_PAGE_BYTES, MAX_SHARDS, SHARD_BLOCKS } from "./map-page.ts";
 import { OBJECT_REFERENCE_BYTES, type ObjectReferences, readReferences, writeReferences } from "./object-references.ts";
 
 const FIXED_BYTES = 96;
@@ -166,6 +166,7 @@ function findProblem(checkpoint: Checkpoint): string | undefined {
     if (index > 0 && shard <= shards.shard[index - 1]) return "shards are not in order";
     if (shards.mapObject[index] >= mapObjects.count) return "a shard names no map object";
     if (shards.offset[index] < ENVELOPE_BYTES || shards.length[index] === 0) return "a shard's page has no place";
+    if (shards.length[index] > MAX_PAGE_BYTES) return "a shard's page is longer than any";
   }
   return undefined;
 }

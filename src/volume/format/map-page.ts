@@ -2,7 +2,7 @@
  * A map page (docs/format.md, "Map page"): where each 4 KiB block of one shard (32,768 blocks, 128 MiB) is stored.
  *
  *    0 u32 magic "S3MP"   4 u32 shard   8 u16 encoding (0 runs, 1 flat)   10 u16 0   12 u32 source count
- *   16 u32 run count (flat: 32768)   20 u32 length of the page   24 u32 CRC-32, this field zero   28 u32 0
+ *   16 u32 run count (flat: 32768)   20 u32 length of the page   24 u32 CRC-32   28 u32 0
  *   then the sources (object-references.ts), then
  *   runs:  {u16 start   u16 count - 1   u32 word0   u32 word1}, ascending, not overlapping
  *   flat:  32768 x {u32 word0   u32 word1}, both zero = hole
@@ -12,13 +12,16 @@
  *
  * A run of raw frames (257 units, one block each) goes on 257 units further with every block; a run of an encoded frame
  * stays at its offset and counts the block within the frame. Both encodings say the same; the smaller one is written.
+ *
+ * The checksum covers the page with its own field zero and is continued from a seed that names the map object
+ * (mapPageSeed): pages are read without the head of their object, and the page of another one must not pass for it.
  */
 import { assert } from "../../base/assert.ts";
 import { crc32 } from "../../base/checksum.ts";
 import { BLOCK_BYTES } from "../identity.ts";
 import { checkZero, corrupt } from "./fields.ts";
 import { OBJECT_REFERENCE_BYTES, type ObjectReferences, readReferences, writeReferences } from "./object-references.ts";
-import { FRAME_ALIGN_BYTES, RAW_FRAME_BYTES } from "./frame.ts";
+import { FRAME_ALIGN_BYTES, RAW_FRAME_BYTES, segmentFrameSeed } from "./frame.ts";
 import { MAX_FRAME_BLOCKS, MAX_VOLUME_BLOCKS } from "./segment.ts";
 
 export const SHARD_BLOCKS = 32768;
@@ -36,6 +39,8 @@ const WORDS_BYTES = 8;
 const ENCODING_RUNS = 0;
 const ENCODING_FLAT = 1;
 const MAX_SOURCES = 65_535;
+/** No page is longer: all sources, and a run for every block. */
+export const MAX_PAGE_BYTES = HEADER_BYTES + MAX_SOURCES * OBJECT_REFERENCE_BYTES + SHARD_BLOCKS * RUN_BYTES;
 const UNITS_MASK = 0x1fff;
 const MAX_FRAME_UNITS = 1 + (MAX_FRAME_BLOCKS * BLOCK_BYTES) / FRAME_ALIGN_BYTES;
 const OFFSET_LIMIT = 2 ** 22;
@@ -89,8 +94,13 @@ export interface MapPage {
   runs: MapPageRuns;
 }
 
-/** The page of `shard` in the smaller of the two encodings. */
-export function encodeMapPage(shard: number, sources: ObjectReferences, runs: MapPageRuns): Buffer {
+/** What the checksums of the pages of map object `number` of `epoch` are continued from. */
+export function mapPageSeed(uid: string, epoch: number, number: number): number {
+  return segmentFrameSeed(uid, epoch, number);
+}
+
+/** The page of `shard` in the smaller of the two encodings; `seed` is that of its object (mapPageSeed). */
+export function encodeMapPage(shard: number, sources: ObjectReferences, runs: MapPageRuns, seed: number): Buffer {
   const problem = findRunProblem(runs, sources.count);
   assert(problem === undefined && shard < MAX_SHARDS, `map page cannot be written: ${problem ?? "shard"}`);
   assert(sources.count <= MAX_SOURCES, "a map page names its sources in 16 bits");
@@ -106,19 +116,19 @@ export function encodeMapPage(shard: number, sources: ObjectReferences, runs: Ma
   writeReferences(bytes, HEADER_BYTES, sources);
   if (flat) writeFlat(bytes, body, runs);
   else writeRuns(bytes, body, runs);
-  bytes.writeUInt32LE(crc32(bytes), CRC_OFFSET);
+  bytes.writeUInt32LE(crc32(bytes, seed), CRC_OFFSET);
   return bytes;
 }
 
-/** `bytes` are exactly one page. A flat page comes back as runs too. */
-export function decodeMapPage(bytes: Buffer, expectedShard: number): MapPage {
+/** `bytes` are exactly one page of the object with `seed`. A flat page comes back as runs too. */
+export function decodeMapPage(bytes: Buffer, expectedShard: number, seed: number): MapPage {
   if (bytes.length < HEADER_BYTES || bytes.readUInt32LE(0) !== MAGIC) {
     throw corrupt("map page has no valid header", { shard: expectedShard, length: bytes.length });
   }
   if (bytes.readUInt32LE(20) !== bytes.length) {
     throw corrupt("map page is not as long as it says", { shard: expectedShard, length: bytes.length });
   }
-  if (bytes.readUInt32LE(CRC_OFFSET) !== pageChecksum(bytes)) {
+  if (bytes.readUInt32LE(CRC_OFFSET) !== pageChecksum(bytes, seed)) {
     throw corrupt("checksum of the map page does not match", { shard: expectedShard });
   }
   const shard = bytes.readUInt32LE(4);
@@ -142,8 +152,8 @@ export function decodeMapPage(bytes: Buffer, expectedShard: number): MapPage {
   return { sources, runs };
 }
 
-function pageChecksum(bytes: Buffer): number {
-  const head = crc32(bytes.subarray(0, CRC_OFFSET));
+function pageChecksum(bytes: Buffer, seed: number): number {
+  const head = crc32(bytes.subarray(0, CRC_OFFSET), seed);
   return crc32(bytes.subarray(CRC_OFFSET + 4), crc32(Buffer.alloc(4), head));
 }
 

@@ -20,7 +20,7 @@ import {
 } from "../../../src/volume/format/control-records.ts";
 import { ENVELOPE_BYTES, peekEnvelope } from "../../../src/volume/format/envelope.ts";
 import { decodeMapObjectHead, encodeMapObjectHead } from "../../../src/volume/format/map-object.ts";
-import { decodeMapPage, encodeMapPage } from "../../../src/volume/format/map-page.ts";
+import { decodeMapPage, encodeMapPage, mapPageSeed } from "../../../src/volume/format/map-page.ts";
 import { decodeSegmentHead, encodeSegmentHead } from "../../../src/volume/format/segment.ts";
 import type { Epoch } from "../../../src/volume/identity.ts";
 import {
@@ -37,8 +37,9 @@ import {
 } from "./samples.ts";
 
 const identity = { uid: UID, epoch: 3, sequence: 4, nonce: NONCE };
+const SEED = mapPageSeed(identity.uid, identity.epoch, identity.sequence);
 const { sources, runs } = samplePage();
-const page = encodeMapPage(5, sources, runs);
+const page = encodeMapPage(5, sources, runs, SEED);
 const publication = { number: 4, nodeId: "node-1", readOnly: true, timeMs: TIME_MS };
 const claim = {
   epoch: 3 as Epoch,
@@ -140,7 +141,7 @@ test("map page: arbitrary bytes are corrupt, changed ones behind a right checksu
     fc.property(fc.uint8Array({ maxLength: 400 }), fc.nat(32), (tail, kept) => {
       const bytes = Buffer.concat([page.subarray(0, kept), tail]);
       assert.equal(
-        survives((input) => decodeMapPage(input, 5), bytes),
+        survives((input) => decodeMapPage(input, 5, SEED), bytes),
         false,
       );
     }),
@@ -151,8 +152,8 @@ test("map page: arbitrary bytes are corrupt, changed ones behind a right checksu
       const bytes = Buffer.from(page);
       for (const { at, byte } of mutations) bytes[at % bytes.length] = byte;
       bytes.writeUInt32LE(0, 24);
-      bytes.writeUInt32LE(crc32(bytes), 24);
-      survives((input) => decodeMapPage(input, 5), bytes);
+      bytes.writeUInt32LE(crc32(bytes, SEED), 24);
+      survives((input) => decodeMapPage(input, 5, SEED), bytes);
     }),
     { numRuns: 4000 },
   );

@@ -15,7 +15,7 @@ import { encodeEnvelope } from "../../../src/volume/format/envelope.ts";
 import { sealRawFrame, RAW_FRAME_BYTES, segmentFrameSeed } from "../../../src/volume/format/frame.ts";
 import { encodeFileHeader, encodeRecordHead, EXTENT_DATA } from "../../../src/volume/format/journal-record.ts";
 import { encodeMapObjectHead } from "../../../src/volume/format/map-object.ts";
-import { encodeMapPage, MapPageRuns } from "../../../src/volume/format/map-page.ts";
+import { encodeMapPage, mapPageSeed, MapPageRuns } from "../../../src/volume/format/map-page.ts";
 import { ObjectReferences } from "../../../src/volume/format/object-references.ts";
 import { encodeSegmentHead } from "../../../src/volume/format/segment.ts";
 import type { Epoch } from "../../../src/volume/identity.ts";
@@ -34,6 +34,7 @@ import {
 } from "./samples.ts";
 
 const identity = { uid: UID, epoch: 3, sequence: 0x4_0000_0005, nonce: NONCE };
+const SEED = mapPageSeed(identity.uid, identity.epoch, identity.sequence);
 const { sources, runs } = samplePage();
 const claim = {
   epoch: 3 as Epoch,
@@ -49,7 +50,7 @@ function flatPageBeginning(): Buffer {
   one.push({ lineage: 0, epoch: 1, sequence: 2 });
   const many = new MapPageRuns();
   for (let block = 1; block < 22_001; block += 1) many.push(block, 1, 0x0001_0101, (block % 3) * 257);
-  return encodeMapPage(9, one, many).subarray(0, 96);
+  return encodeMapPage(9, one, many, SEED).subarray(0, 96);
 }
 
 function rawFrame(): Buffer {
@@ -77,8 +78,8 @@ const structures: Record<string, () => Buffer> = {
   "segment-start": () => encodeSegmentHead({ ...identity, sequence: 0 }, startHead),
   "segment-fence": () => encodeSegmentHead(identity, fenceHead),
   "frame-raw": rawFrame,
-  "map-object": () => encodeMapObjectHead(identity, [{ shard: 5, page: encodeMapPage(5, sources, runs) }]).head,
-  "map-page-runs": () => encodeMapPage(5, sources, runs),
+  "map-object": () => encodeMapObjectHead(identity, [{ shard: 5, page: encodeMapPage(5, sources, runs, SEED) }]).head,
+  "map-page-runs": () => encodeMapPage(5, sources, runs, SEED),
   "map-page-flat": flatPageBeginning,
   checkpoint: () => encodeCheckpoint(identity, sampleCheckpoint()),
   meta: () => encodeMeta(NONCE, sampleMeta),

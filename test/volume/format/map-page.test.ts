@@ -11,6 +11,7 @@ import {
   decodeMapPage,
   ENCODED_FLAG,
   encodeMapPage,
+  mapPageSeed,
   MAX_SHARDS,
   MapPageRuns,
   RAW_FRAME_UNITS,
@@ -19,6 +20,7 @@ import { ObjectReferences } from "../../../src/volume/format/object-references.t
 import { NONCE, pageEntries, randomPage, referenceRows, samplePage, UID, withSection } from "./samples.ts";
 
 const identity = { uid: UID, epoch: 3, sequence: 4, nonce: NONCE };
+const SEED = mapPageSeed(identity.uid, identity.epoch, identity.sequence);
 const FLAT_BYTES = 32_768 * 8;
 
 /** Recomputes the page's checksum after a change. */
@@ -26,7 +28,7 @@ function changed(page: Buffer, change: (bytes: Buffer) => void): Buffer {
   const bytes = Buffer.from(page);
   change(bytes);
   bytes.writeUInt32LE(0, 24);
-  bytes.writeUInt32LE(crc32(bytes), 24);
+  bytes.writeUInt32LE(crc32(bytes, SEED), 24);
   return bytes;
 }
 
@@ -35,7 +37,7 @@ for (const maxRuns of [0, 500, 32_768]) {
     const checked = fc.property(fc.integer(), (seed) => {
       const random = new SeededRandom(seed);
       const { sources, runs } = randomPage((limit) => random.below(limit), maxRuns);
-      const decoded = decodeMapPage(encodeMapPage(77, sources, runs), 77);
+      const decoded = decodeMapPage(encodeMapPage(77, sources, runs, SEED), 77, SEED);
       assert.deepEqual(referenceRows(decoded.sources), referenceRows(sources));
       assert.deepEqual(pageEntries(decoded.runs), pageEntries(runs));
     });
@@ -57,9 +59,9 @@ test("a page of more runs than a flat one has room for is flat, and comes back a
   for (let index = 0; index < runs.count; index += 1) {
     if ((runs.word0[index] & ENCODED_FLAG) !== 0 && (runs.word1[index] & 0x3fffff) > 2 ** 22 - 2) runs.word1[index] = 0;
   }
-  const page = encodeMapPage(1, sources, runs);
+  const page = encodeMapPage(1, sources, runs, SEED);
   assert.equal(page.length, 32 + 32_768 * 24 + FLAT_BYTES);
-  const decoded = decodeMapPage(page, 1);
+  const decoded = decodeMapPage(page, 1, SEED);
   assert.equal(decoded.runs.count, runs.count);
   assert.deepEqual(pageEntries(decoded.runs), pageEntries(runs));
   assert.deepEqual(referenceRows(decoded.sources), referenceRows(sources));
@@ -73,7 +75,7 @@ test("neighbours of a flat page become one run where the next entry follows from
   for (let block = 0; block < 32; block += 1) {
     runs.push(32_000 + block, 1, ((1 << 16) | ENCODED_FLAG | 9) >>> 0, (block % 16) * 2 ** 22 + 5);
   }
-  const decoded = decodeMapPage(encodeMapPage(0, sources, runs), 0).runs;
+  const decoded = decodeMapPage(encodeMapPage(0, sources, runs, SEED), 0, SEED).runs;
   const rows = Array.from({ length: decoded.count }, (_, index) => [decoded.start[index], decoded.blockCount[index]]);
   assert.deepEqual(rows, [
     [0, 16_000],
@@ -85,14 +87,29 @@ test("neighbours of a flat page become one run where the next entry follows from
 
 test("every changed bit of a page is found", () => {
   const { sources, runs } = samplePage();
-  const good = encodeMapPage(5, sources, runs);
+  const good = encodeMapPage(5, sources, runs, SEED);
   for (let bit = 0; bit < good.length * 8; bit += 1) {
     const bytes = Buffer.from(good);
     bytes[bit >> 3] ^= 1 << (bit & 7);
     assert.throws(
-      () => decodeMapPage(bytes, 5),
+      () => decodeMapPage(bytes, 5, SEED),
       (error) => isKind(error, "corrupt"),
       `bit ${bit}`,
+    );
+  }
+});
+
+test("a page of another map object is no page of this one, whatever else they share", () => {
+  const { sources, runs } = samplePage();
+  const page = encodeMapPage(5, sources, runs, SEED);
+  for (const [uid, epoch, number] of [
+    [UID.replace("00", "01"), 3, 4],
+    [UID, 2, 4],
+    [UID, 3, 3],
+  ] as const) {
+    assert.throws(
+      () => decodeMapPage(page, 5, mapPageSeed(uid, epoch, number)),
+      (error) => isKind(error, "corrupt"),
     );
   }
 });
@@ -158,9 +175,9 @@ const refused: { what: string; change: (bytes: Buffer) => void; message: RegExp 
 for (const { what, change, message } of refused) {
   test(`a page ${what} is refused`, () => {
     const { sources, runs } = samplePage();
-    const page = changed(encodeMapPage(5, sources, runs), change);
+    const page = changed(encodeMapPage(5, sources, runs, SEED), change);
     assert.throws(
-      () => decodeMapPage(page, 5),
+      () => decodeMapPage(page, 5, SEED),
       (error) => isKind(error, "corrupt") && message.test(error.message),
     );
   });
@@ -171,22 +188,22 @@ test("a hole of a flat page that names a place is refused", () => {
   sources.push({ lineage: 0, epoch: 1, sequence: 1 });
   const runs = new MapPageRuns();
   for (let block = 0; block < 22_000; block += 1) runs.push(block, 1, ((1 << 16) | RAW_FRAME_UNITS) >>> 0, 12);
-  const page = changed(encodeMapPage(0, sources, runs), (bytes) => void bytes.writeUInt8(1, bytes.length - 4));
-  assert.throws(() => decodeMapPage(page, 0), /hole with a place/);
+  const page = changed(encodeMapPage(0, sources, runs, SEED), (bytes) => void bytes.writeUInt8(1, bytes.length - 4));
+  assert.throws(() => decodeMapPage(page, 0, SEED), /hole with a place/);
 });
 
 test("a page is never written with runs that overlap or name no source", () => {
   const { sources, runs } = samplePage();
-  assert.throws(() => encodeMapPage(MAX_SHARDS, sources, runs), AssertionError);
-  assert.throws(() => encodeMapPage(0, new ObjectReferences(), runs), AssertionError);
+  assert.throws(() => encodeMapPage(MAX_SHARDS, sources, runs, SEED), AssertionError);
+  assert.throws(() => encodeMapPage(0, new ObjectReferences(), runs, SEED), AssertionError);
   runs.start[1] = 1;
-  assert.throws(() => encodeMapPage(0, sources, runs), AssertionError);
+  assert.throws(() => encodeMapPage(0, sources, runs, SEED), AssertionError);
 });
 
 test("a map object lists its pages where they stand", () => {
   const pages = [3, 1, 524_287].map((shard) => {
     const { sources, runs } = randomPage(() => 1, shard % 7);
-    return { shard, page: encodeMapPage(shard, sources, runs) };
+    return { shard, page: encodeMapPage(shard, sources, runs, SEED) };
   });
   const { head, entries } = encodeMapObjectHead(identity, pages);
   const object = Buffer.concat([head, ...pages.map(({ page }) => page)]);
@@ -194,13 +211,13 @@ test("a map object lists its pages where they stand", () => {
   for (const { shard, offset, length, crc } of entries) {
     const page = object.subarray(offset, offset + length);
     assert.equal(crc32(page), crc);
-    decodeMapPage(page, shard);
+    decodeMapPage(page, shard, SEED);
   }
 });
 
 test("a map object that counts more pages than it lists, or lists them elsewhere, is refused", () => {
   const { sources, runs } = samplePage();
-  const { head } = encodeMapObjectHead(identity, [{ shard: 5, page: encodeMapPage(5, sources, runs) }]);
+  const { head } = encodeMapObjectHead(identity, [{ shard: 5, page: encodeMapPage(5, sources, runs, SEED) }]);
   for (const change of [
     (section: Buffer): void => void section.writeUInt32LE(0xffff_ffff, 0),
     (section: Buffer): void => void section.writeUInt32LE(1, 4),
