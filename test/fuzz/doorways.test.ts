@@ -11,7 +11,7 @@ import type { FuzzTarget } from "./target.ts";
 import { verdict } from "./verdict.ts";
 
 /** Targets that open files, volumes and sockets for each case get fewer of them. */
-const SLOW = /^(journal-(damaged|forged)|cache-|nbd-)/;
+const SLOW = /^(journal-(damaged|forged)|cache-|nbd-|stored-volume)/;
 
 for (const [name, make] of Object.entries(targets)) {
   const cases = SLOW.test(name) ? 100 : 1000;

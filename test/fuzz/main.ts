@@ -4,6 +4,7 @@
  * cases. A failure prints the input; --input runs it alone. The campaigns run when they are named.
  */
 import { parseArgs } from "node:util";
+import { campaigns } from "./campaigns.ts";
 import { fuzz } from "./fuzzer.ts";
 import { targets } from "./targets.ts";
 
@@ -27,6 +28,12 @@ async function runTarget(name: string, options: { seed: number; cases: number; g
   }
 }
 
+async function runCampaign(name: string, options: { seed: number; cases: number | undefined }): Promise<void> {
+  const started = performance.now();
+  const figures = await campaigns[name](options);
+  say(`${name}: ${figures} ${((performance.now() - started) / 1000).toFixed(1)} s`);
+}
+
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
@@ -41,8 +48,9 @@ async function main(): Promise<void> {
   const cases = values.cases === undefined ? undefined : Number(values.cases);
   const known = Object.keys(targets);
   const name = values.target;
+  if (name !== undefined && Object.hasOwn(campaigns, name)) return await runCampaign(name, { seed, cases });
   if (name !== undefined && !known.includes(name)) {
-    say(`no target is called ${name}: use one of ${known.join(", ")}`);
+    say(`no target is called ${name}: use one of ${[...known, ...Object.keys(campaigns)].join(", ")}`);
     process.exitCode = 2;
     return;
   }

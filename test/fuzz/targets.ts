@@ -4,6 +4,7 @@ import { journalTargets } from "./targets/journal.ts";
 import { nbdTargets } from "./targets/nbd.ts";
 import { netlinkTargets } from "./targets/netlink.ts";
 import { storedFormats } from "./targets/stored-formats.ts";
+import { volumeTargets } from "./targets/stored-volume.ts";
 import { textTargets } from "./targets/texts.ts";
 import type { MakeTarget } from "./target.ts";
 
@@ -12,6 +13,7 @@ export const targets: Readonly<Record<string, MakeTarget>> = {
   ...journalTargets,
   ...cacheTargets,
   ...textTargets,
+  ...volumeTargets,
   ...nbdTargets,
   ...netlinkTargets,
 };

@@ -8,7 +8,7 @@ import { type DecodedCheckpoint, decodeCheckpoint, encodeCheckpoint } from "../.
 import * as records from "../../../src/volume/format/control-records.ts";
 import { ENVELOPE_BYTES, NONCE_BYTES, peekEnvelope, sealEnvelope } from "../../../src/volume/format/envelope.ts";
 import { decodeMapObjectHead, encodeMapObjectHead } from "../../../src/volume/format/map-object.ts";
-import { decodeMapPage, encodeMapPage } from "../../../src/volume/format/map-page.ts";
+import { decodeMapPage, encodeMapPage, mapPageSeed } from "../../../src/volume/format/map-page.ts";
 import { decodeSegmentHead, encodeSegmentHead } from "../../../src/volume/format/segment.ts";
 import type { Epoch, SegmentSeq } from "../../../src/volume/identity.ts";
 import * as samples from "../../volume/format/samples.ts";
@@ -19,6 +19,7 @@ const { UID, NONCE, JOURNAL_ID, TIME_MS } = samples;
 const identity = { uid: UID, epoch: 3 as Epoch, sequence: 4 as SegmentSeq, nonce: NONCE };
 const start = { ...identity, sequence: 0 as SegmentSeq };
 const SHARD = 5;
+const SEED = mapPageSeed(UID, identity.epoch, identity.sequence);
 
 /** A right checksum over whatever stands there, with a section as long as the input allows. */
 export function mendEnvelope(bytes: Buffer): Buffer {
@@ -75,7 +76,7 @@ function checkpoint(): FuzzTarget {
 
 function mapObject(): FuzzTarget {
   const { sources, runs } = samples.samplePage();
-  const pages = [SHARD, 9].map((shard) => ({ shard, page: encodeMapPage(shard, sources, runs) }));
+  const pages = [SHARD, 9].map((shard) => ({ shard, page: encodeMapPage(shard, sources, runs, SEED) }));
   return {
     name: "map-object",
     seeds: [encodeMapObjectHead(identity, pages).head],
@@ -102,7 +103,7 @@ export function mendPage(bytes: Buffer): Buffer {
   if (bytes.length < 32) return bytes;
   bytes.writeUInt32LE(bytes.length, 20);
   bytes.writeUInt32LE(0, 24);
-  bytes.writeUInt32LE(crc32(bytes), 24);
+  bytes.writeUInt32LE(crc32(bytes, SEED), 24);
   return bytes;
 }
 
@@ -110,16 +111,16 @@ function mapPage(): FuzzTarget {
   const { sources, runs } = samples.samplePage();
   return {
     name: "map-page",
-    seeds: [encodeMapPage(SHARD, sources, runs)],
+    seeds: [encodeMapPage(SHARD, sources, runs, SEED)],
     mend: mendPage,
     run: (input) =>
       verdict(
         ["corrupt"],
-        () => decodeMapPage(input, SHARD),
+        () => decodeMapPage(input, SHARD, SEED),
         (page) => {
-          const again = encodeMapPage(SHARD, page.sources, page.runs);
+          const again = encodeMapPage(SHARD, page.sources, page.runs, SEED);
           // Runs that could be one may stand as two, and either encoding may have been chosen: the entries count.
-          const decoded = decodeMapPage(again, SHARD);
+          const decoded = decodeMapPage(again, SHARD, SEED);
           assert.deepEqual(samples.pageEntries(decoded.runs), samples.pageEntries(page.runs));
           assert.deepEqual(samples.referenceRows(decoded.sources), samples.referenceRows(page.sources));
           if (input.readUInt16LE(8) === 0 && again.readUInt16LE(8) === 0) assert.ok(again.equals(input));

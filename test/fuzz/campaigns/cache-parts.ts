@@ -1,0 +1,62 @@
+/**
+ * Parts of the block cache that have rotted on the node's disk, were exchanged for others, or went back to what stood
+ * in their slots before (the blocks, the index, or both of an earlier time). Each must be found: what is damaged is
+ * never served, and what is not is served as it was cached.
+ */
+import assert from "node:assert/strict";
+import { SeededRandom } from "../../../src/base/seeded-random.ts";
+import { PART_BYTES } from "../../../src/volume/cache-index.ts";
+import { cacheFiles, servedParts, someParts } from "../targets/cache.ts";
+
+const PARTS = 8;
+
+export interface CacheReport {
+  trials: number;
+  /** Parts that were damaged, and how many of them were served: none. */
+  damagedParts: number;
+}
+
+export async function damageCache(options: { seed: number; trials: number }): Promise<CacheReport> {
+  const report: CacheReport = { trials: 0, damagedParts: 0 };
+  const parts = someParts(PARTS, 5).map((part) => ({ ...part, bytes: part.bytes.subarray(0, 12_288) }));
+  const former = someParts(PARTS, 6).map(({ object, part, bytes }) => ({
+    object: { ...object, sequence: object.sequence + 1000 },
+    part,
+    bytes: bytes.subarray(0, 12_288),
+  }));
+  const now = await cacheFiles(parts);
+  const before = await cacheFiles(former);
+  for (let trial = 0; trial < options.trials; trial += 1) {
+    const random = new SeededRandom(Math.imul(options.seed, 0x9e3779b1) ^ trial);
+    const blocks = Buffer.from(now.blocks);
+    const slot = random.below(PARTS);
+    const damaged = new Set([slot]);
+    const other = (slot + 1 + random.below(PARTS - 1)) % PARTS;
+    switch (random.below(3)) {
+      case 0:
+        blocks[slot * PART_BYTES + random.below(parts[slot].bytes.length)] ^= 1 << random.below(8);
+        break;
+      case 1:
+        copySlot(now.blocks, other, blocks, slot);
+        copySlot(now.blocks, slot, blocks, other);
+        damaged.add(other);
+        break;
+      default:
+        copySlot(before.blocks, slot, blocks, slot);
+    }
+    const served = await servedParts({ index: now.index, blocks }, parts);
+    const where = `seed=${options.seed} trial=${trial}`;
+    assert.equal(served, PARTS - damaged.size, `damaged parts must be missed and no others: ${where}`);
+    report.trials += 1;
+    report.damagedParts += damaged.size;
+  }
+  // Both files as they were at another time than each other: nothing of either may be taken for the other's.
+  assert.equal(await servedParts({ index: before.index, blocks: now.blocks }, parts), 0);
+  assert.equal(await servedParts({ index: now.index, blocks: before.blocks }, parts), 0);
+  assert.equal(await servedParts(before, parts), 0);
+  return report;
+}
+
+function copySlot(from: Buffer, fromSlot: number, to: Buffer, toSlot: number): void {
+  from.copy(to, toSlot * PART_BYTES, fromSlot * PART_BYTES, fromSlot * PART_BYTES + 12_288);
+}
