@@ -16,11 +16,13 @@ const NODES = 3;
 const PUTS_A_ROUND = 2500;
 
 export interface MemoryRaceTotals extends RaceResult {
-  /** Conditional puts that were asked for, and requests that were made for them. */
+  /** Conditional puts that were asked for, and the requests for them that reached the store. */
   puts: number;
   putRequests: number;
+  /** Of these: applied and not answered, or applied long after they had been taken for failed. */
   lostReplies: number;
   latePuts: number;
+  /** Answered with 409 before they reached the store. */
   conflicts: number;
 }
 
@@ -52,13 +54,19 @@ async function round(seed: number, totals: MemoryRaceTotals, untilPuts: number):
     const draw = random.fraction();
     if (kind !== "put") return { delayMs, ...(draw < 0.03 ? { fault: "lost-reply" as const } : {}) };
     totals.putRequests += 1;
-    if (draw < 0.2) return { delayMs, fault: "lost-reply" };
-    if (draw < 0.24) return { delayMs: random.below(3000), fault: "late" };
+    if (draw < 0.2) {
+      totals.lostReplies += 1;
+      return { delayMs, fault: "lost-reply" };
+    }
+    if (draw < 0.24) {
+      totals.latePuts += 1;
+      return { delayMs: random.below(3000), fault: "late" };
+    }
     return { delayMs };
   };
-  const faulty = Array.from({ length: NODES }, () => new FaultyStore(memory, plan, { clock, random }));
-  const stores = faulty.map((store): ObjectStore => {
-    const conflicting = withConflicts(store, () => random.fraction() < 0.04 && (totals.conflicts += 1) > 0);
+  const stores = Array.from({ length: NODES }, (): ObjectStore => {
+    const faulty = new FaultyStore(memory, plan, { clock, random });
+    const conflicting = withConflicts(faulty, () => random.fraction() < 0.04 && (totals.conflicts += 1) > 0);
     const retrying = new RetryingStore(conflicting, { clock, random, log: nullLog });
     return counted(retrying, () => (totals.puts += 1));
   });
@@ -66,10 +74,6 @@ async function round(seed: number, totals: MemoryRaceTotals, untilPuts: number):
   const result = await runRace({ clock, random, volumeId: `race-${seed}`, stores, isDone, peaceMs: 4000 });
   for (const key of ["openings", "acknowledgedFlushes", "fencedOwners", "lostRaces"] as const) {
     totals[key] += result[key];
-  }
-  for (const { counts } of faulty) {
-    totals.lostReplies += counts["lost-reply"];
-    totals.latePuts += counts.late;
   }
 }
 
