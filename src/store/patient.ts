@@ -8,10 +8,12 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { describe, isKind } from "../base/errors.ts";
-import type { Log } from "../base/log.ts";
+import type { Log, LogFields } from "../base/log.ts";
 import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
 
 const PAUSE_MS = 5000;
+/** All requests of a volume fail together: one line in this time tells of them. */
+const SAY_EVERY_MS = 60_000;
 
 export class PatientStore implements ObjectStore {
   readonly location: string;
@@ -19,6 +21,7 @@ export class PatientStore implements ObjectStore {
   readonly #clock: Clock;
   readonly #log: Log;
   #isServing = false;
+  #quietUntilMs = -Infinity;
 
   constructor(store: ObjectStore, environment: { clock: Clock; log: Log }) {
     this.location = store.location;
@@ -60,6 +63,13 @@ export class PatientStore implements ObjectStore {
     await this.#store.close();
   }
 
+  #complain(fields: LogFields): void {
+    const nowMs = this.#clock.monotonicMs();
+    if (nowMs < this.#quietUntilMs) return;
+    this.#quietUntilMs = nowMs + SAY_EVERY_MS;
+    this.#log.error("the store refuses a request; it is tried again until it works", fields);
+  }
+
   async #persist<T>(
     operation: string,
     key: string,
@@ -71,11 +81,7 @@ export class PatientStore implements ObjectStore {
         return await request();
       } catch (error) {
         if (!this.#isServing || options?.signal?.aborted === true || isKind(error, "corrupt", "fenced")) throw error;
-        this.#log.error("the store refuses a request; it is tried again until it works", {
-          operation,
-          key,
-          error: describe(error),
-        });
+        this.#complain({ operation, key, error: describe(error) });
       }
       await this.#clock.sleep(PAUSE_MS, options?.signal);
     }

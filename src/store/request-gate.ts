@@ -8,9 +8,11 @@
  * | closed | all wait; one leaves as a probe after each pause   | any answer, of a probe or an earlier request → open    |
  *
  * - The pause between probes grows from 100 ms to 3 s, so that a store that is back is found within 5 s. A probe that
- *   has no answer after 5 s does not hold up the next one.
+ *   has no answer after 2 s does not hold up the next one.
  * - `limit` is halved when the store asks for fewer requests (once for all that were under way together), and grows
  *   by one for every `limit` answers; after an outage it starts at 4 and grows by one an answer up to where it was.
+ * - When the store is found again, requests that were sent long before (5 s, and five times what the answer took) are lost:
+ *   they are to be sent anew.
  * - The gate decides when a request leaves, never whether: it fails none that its caller has not given up.
  */
 import type { Clock } from "../base/clock.ts";
@@ -23,7 +25,9 @@ const RESTART_CONCURRENT = 4;
 const FAILURES_TO_CLOSE = 8;
 const FIRST_PROBE_PAUSE_MS = 100;
 const LONGEST_PROBE_PAUSE_MS = 3000;
-const PROBE_PATIENCE_MS = 5000;
+const PROBE_PATIENCE_MS = 2000;
+const LOST_AFTER_MS = 5000;
+const LOST_AFTER_ANSWERS = 5;
 
 /** How a request ended: the store did its work or refused it knowingly, asked for fewer requests, did not answer, or nobody waits any more. */
 export type Verdict = "answered" | "slow-down" | "failed" | "given-up";
@@ -34,8 +38,12 @@ export interface Pass {
   readonly round: number;
   /** Begins anew whenever the gate closes or opens: requests of an earlier era may hang for long and count no more. */
   readonly era: number;
+  readonly sentMs: number;
+  /** Aborts where the request is as good as lost: send it again. */
+  readonly lost: AbortSignal;
+  readonly loseIt: () => void;
   /** Tells the loop of probes that this one has ended. */
-  readonly ended?: () => void;
+  readonly ended: (() => void) | undefined;
 }
 
 export interface RequestGateParts {
@@ -54,6 +62,7 @@ interface Waiter {
 export class RequestGate {
   readonly #parts: RequestGateParts;
   readonly #queue = new Set<Waiter>();
+  readonly #sent = new Set<Pass>();
   #inFlight = 0;
   #limit = MAX_CONCURRENT;
   /** Up to here the limit grows with every answer. */
@@ -131,10 +140,11 @@ export class RequestGate {
 
   /** The request has ended; `error` where it failed. */
   leave(pass: Pass, verdict: Verdict, error?: OperationError): void {
+    this.#sent.delete(pass);
     if (pass.era === this.#era) this.#inFlight -= 1;
     pass.ended?.();
     this.#lastError = error ?? this.#lastError;
-    if (verdict === "answered") this.#answered();
+    if (verdict === "answered") this.#answered(pass);
     else if (verdict !== "given-up" && pass.round === this.#round) this.#failed(verdict);
     this.#pump();
   }
@@ -147,13 +157,22 @@ export class RequestGate {
 
   #admit(ended?: () => void): Pass {
     this.#inFlight += 1;
-    const pass = { round: this.#round, era: this.#era };
-    return ended === undefined ? pass : { ...pass, ended };
+    const controller = new AbortController();
+    const pass: Pass = {
+      round: this.#round,
+      era: this.#era,
+      sentMs: this.#parts.clock.monotonicMs(),
+      lost: controller.signal,
+      loseIt: () => controller.abort(),
+      ended,
+    };
+    this.#sent.add(pass);
+    return pass;
   }
 
-  #answered(): void {
+  #answered({ sentMs }: Pass): void {
     this.#failuresInARow = 0;
-    if (this.#closedAtMs !== undefined) this.#open(this.#closedAtMs);
+    if (this.#closedAtMs !== undefined) this.#open(this.#closedAtMs, sentMs);
     else if (this.#limit < MAX_CONCURRENT) this.#limit += this.#limit < this.#quickBelow ? 1 : 1 / this.#limit;
   }
 
@@ -191,11 +210,15 @@ export class RequestGate {
     else log.debug("the store asks for fewer requests than one at a time", fields);
   }
 
-  #open(closedAtMs: number): void {
+  #open(closedAtMs: number, answeredSentMs: number): void {
     const { clock, log, requests } = this.#parts;
     this.#closedAtMs = undefined;
     this.#beginEra();
-    const awayMs = Math.round(clock.monotonicMs() - closedAtMs);
+    const nowMs = clock.monotonicMs();
+    // What was sent before may hang on connections that died meanwhile, and would do so for minutes.
+    const patienceMs = Math.max(LOST_AFTER_MS, LOST_AFTER_ANSWERS * (nowMs - answeredSentMs));
+    for (const pass of this.#sent) if (nowMs - pass.sentMs > patienceMs) pass.loseIt();
+    const awayMs = Math.round(nowMs - closedAtMs);
     if (awayMs > 1000) log.info("the store answers again", { requests, awayMs, waiting: this.waiting });
   }
 

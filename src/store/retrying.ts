@@ -71,7 +71,7 @@ export class RetryingStore implements ObjectStore {
 
   async putIfAbsent(key: string, body: readonly Uint8Array[], options: RequestOptions = {}): Promise<PutOutcome> {
     for (;;) {
-      const outcome = await this.#retry("put", key, options, () => this.#inner.putIfAbsent(key, body, options));
+      const outcome = await this.#retry("put", key, options, (sent) => this.#inner.putIfAbsent(key, body, sent));
       if (outcome === "created") return "created";
       const standing = await this.getRange(key, { offset: 0, length: IDENTITY_BYTES }, options);
       // Gone again: deleted in between. Only another attempt can tell who is first now.
@@ -82,7 +82,7 @@ export class RetryingStore implements ObjectStore {
   }
 
   async get(key: string, options: RequestOptions = {}): Promise<Buffer | undefined> {
-    return this.#retry("get", key, options, () => this.#inner.get(key, options));
+    return this.#retry("get", key, options, (sent) => this.#inner.get(key, sent));
   }
 
   async getRange(
@@ -90,15 +90,15 @@ export class RetryingStore implements ObjectStore {
     range: ByteRange,
     options: RequestOptions = {},
   ): Promise<{ bytes: Buffer; totalBytes: number } | undefined> {
-    return this.#retry("get", key, options, () => this.#inner.getRange(key, range, options));
+    return this.#retry("get", key, options, (sent) => this.#inner.getRange(key, range, sent));
   }
 
   async list(prefix: string, options: ListOptions = {}): Promise<ListPage> {
-    return this.#retry("list", prefix, options, () => this.#inner.list(prefix, options));
+    return this.#retry("list", prefix, options, (sent) => this.#inner.list(prefix, sent));
   }
 
   async delete(keys: readonly string[], options: RequestOptions = {}): Promise<void> {
-    return this.#retry("delete", keys[0] ?? "", options, () => this.#inner.delete(keys, options));
+    return this.#retry("delete", keys[0] ?? "", options, (sent) => this.#inner.delete(keys, sent));
   }
 
   /** Ends calls that wait for their next attempt with "unavailable". */
@@ -109,7 +109,12 @@ export class RetryingStore implements ObjectStore {
     await this.#inner.close();
   }
 
-  async #retry<T>(what: RequestKind, key: string, options: RequestOptions, attempt: () => Promise<T>): Promise<T> {
+  async #retry<T, Options extends RequestOptions>(
+    what: RequestKind,
+    key: string,
+    options: Options,
+    attempt: (sent: Options) => Promise<T>,
+  ): Promise<T> {
     const { clock, log, limits = {} } = this.#parts;
     const gate = this.#gates[what === "get" || what === "list" ? "reads" : "writes"];
     const deadlineMs = clock.monotonicMs() + (limits.deadlineMs ?? Infinity);
@@ -117,14 +122,19 @@ export class RetryingStore implements ObjectStore {
       const pass = gate.tryEnter() ?? (await gate.enter(options.signal, deadlineMs));
       let error: OperationError;
       try {
-        const result = await attempt();
+        // By hand: AbortSignal.any() costs a weak reference and its finalization for every request.
+        if (options.signal?.aborted === true) pass.loseIt();
+        options.signal?.addEventListener("abort", pass.loseIt, { once: true });
+        const result = await attempt({ ...options, signal: pass.lost });
         gate.leave(pass, "answered");
         if (attempts > 2) log.info("store answers again", { request: what, key, attempts });
         return result;
       } catch (reason) {
         error = this.#leaveFailed(gate, pass, options, reason);
+      } finally {
+        options.signal?.removeEventListener("abort", pass.loseIt);
       }
-      const pauseMs = gate.isClosed ? 0 : this.#pauseMs(attempts);
+      const pauseMs = gate.isClosed || pass.lost.aborted ? 0 : this.#pauseMs(attempts);
       const isLate = clock.monotonicMs() + pauseMs > deadlineMs;
       if (attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;
       if (isPowerOfTwo(attempts) && attempts > 1) {
@@ -146,7 +156,8 @@ export class RetryingStore implements ObjectStore {
       gate.leave(pass, "given-up");
       throw reason;
     }
-    gate.leave(pass, verdictOf(reason), reason);
+    if (pass.lost.aborted) gate.leave(pass, "given-up");
+    else gate.leave(pass, verdictOf(reason), reason);
     return reason;
   }
 

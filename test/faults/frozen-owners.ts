@@ -243,7 +243,7 @@ class Owner {
 
   async #write(): Promise<void> {
     // After the first refusal one more is asked for: a fenced owner does not come back to life.
-    for (let version = 1; this.refusedFlushes < 2; version += 1) {
+    for (let version = 1; this.refusedFlushes < 2 && this.acknowledgedAfterThaw.length === 0; version += 1) {
       const flush = { block: this.#random.below(BLOCKS), version };
       const wasThawed = this.isThawed;
       this.written[flush.block] = version;

@@ -7,6 +7,7 @@
  *   frozen [--owners 100] [--seed 1]      owners frozen by SIGSTOP for longer than a fail-over, on a real S3 server
  *   outage [--minutes 10]                 a real S3 server stopped under load, in real time
  *   errors [--minutes 60]                 half of a real S3 server's answers errors, in real time
+ *   hung [--minutes 5]                    a real S3 server that takes requests and never answers them, in real time
  *   flood [--turns 10]                    what garbage and silent connections cost another client
  */
 import { parseArgs } from "node:util";
@@ -36,6 +37,7 @@ const runs: Readonly<Record<string, () => Promise<object>>> = {
   frozen: () => freezeOwners({ owners: Number(values.owners), together: 10, seed }),
   outage: () => realOutage({ trouble: "away", minutes: Number(values.minutes ?? 10), say }),
   errors: () => realOutage({ trouble: "errors", minutes: Number(values.minutes ?? 60), say }),
+  hung: () => realOutage({ trouble: "hung", minutes: Number(values.minutes ?? 5), say }),
   flood: () => flood(Number(values.turns)),
 };
 

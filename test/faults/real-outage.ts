@@ -1,6 +1,6 @@
 /**
- * A real server process on a real S3 server that goes away for minutes, or of whose answers half are errors, in real
- * time, while clients write and flush over sockets. What is asked of it: no error, everything reads as it was written,
+ * A real server process on a real S3 server that goes away or hangs for minutes, or of whose answers half are errors, in
+ * real time, while clients write and flush over sockets. What is asked of it: no error, everything reads as it was written,
  * and how soon all is as before.
  */
 import assert from "node:assert/strict";
@@ -26,8 +26,11 @@ const WRITE_PAUSE_MS = 60;
 const FLUSH_PAUSE_MS = 1000;
 const CALM_MS = 20_000;
 
+/** The server is stopped; half of its answers are errors or cut off; it takes requests and never answers them. */
+export type Trouble = "away" | "errors" | "hung";
+
 export interface RealOutageResult {
-  trouble: "away" | "errors";
+  trouble: Trouble;
   minutes: number;
   writes: number;
   flushes: number;
@@ -46,7 +49,7 @@ export interface RealOutageResult {
 
 /** Runs for `minutes` of trouble and some calm around it. */
 export async function realOutage(options: {
-  trouble: "away" | "errors";
+  trouble: Trouble;
   minutes: number;
   say: (line: string) => void;
 }): Promise<RealOutageResult> {
@@ -57,7 +60,11 @@ export async function realOutage(options: {
   let s3 = await startS3Server(s3Options);
   const proxy = await startUnreliableProxy({
     port: s3.port,
-    fateOf: () => (isTroubled && random.below(2) === 0 ? (random.below(2) === 0 ? "refuse" : "cut") : "pass"),
+    fateOf: () => {
+      if (!isTroubled) return "pass";
+      if (options.trouble === "hung") return "hang";
+      return (["pass", "pass", "refuse", "cut"] as const)[random.below(4)];
+    },
   });
   const endpoint = options.trouble === "away" ? s3.endpoint : proxy.endpoint;
   const server = new DriverProcess("server", flagsOf(directory, s3, endpoint), {

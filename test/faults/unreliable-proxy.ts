@@ -1,7 +1,7 @@
 /**
  * An HTTP proxy before a real S3 server that treats requests badly: the connection is cut after the server has applied one
  * and before its reply is passed on, or the request is applied long after its sender was cut off, or the answer is 409
- * or 500 and nothing has happened. Requests keep their Host header, so that signatures hold.
+ * or 500 and nothing has happened, or there is no answer, ever. Requests keep their Host header, so that signatures hold.
  */
 import { once } from "node:events";
 import { Agent, createServer, request as httpRequest } from "node:http";
@@ -10,7 +10,7 @@ import type { AddressInfo } from "node:net";
 import { buffer } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
 
-export type Fate = "pass" | "lose-reply" | "late" | "conflict" | "refuse" | "cut";
+export type Fate = "pass" | "lose-reply" | "late" | "conflict" | "refuse" | "cut" | "hang";
 
 export interface UnreliableProxy {
   /** http://127.0.0.1:port */
@@ -35,7 +35,7 @@ const answers = {
 
 /** Starts on a free port. */
 export async function startUnreliableProxy(options: ProxyOptions): Promise<UnreliableProxy> {
-  const counts: Record<Fate, number> = { pass: 0, "lose-reply": 0, late: 0, conflict: 0, refuse: 0, cut: 0 };
+  const counts: Record<Fate, number> = { pass: 0, "lose-reply": 0, late: 0, conflict: 0, refuse: 0, cut: 0, hang: 0 };
   const agent = new Agent({ keepAlive: true, maxSockets: 64 });
   const underWay = new Set<Promise<void>>();
   const stopping = new AbortController();
@@ -60,6 +60,7 @@ export async function startUnreliableProxy(options: ProxyOptions): Promise<Unrel
       response.end(`<Error><Code>${code}</Code><Message>again</Message></Error>`);
       return;
     }
+    if (fate === "hang") return;
     if (fate === "cut") {
       response.destroy();
       return;

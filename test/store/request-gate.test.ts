@@ -8,7 +8,7 @@ import { isKind, OperationError } from "../../src/base/errors.ts";
 import { nullLog } from "../../src/base/log.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { MemoryStore } from "../../src/store/memory.ts";
-import type { ObjectStore } from "../../src/store/object-store.ts";
+import type { ObjectStore, RequestOptions } from "../../src/store/object-store.ts";
 import { RetryingStore, type RetryLimits } from "../../src/store/retrying.ts";
 import { TemporaryRefusal } from "../../src/store/temporary-refusal.ts";
 import { VirtualClock } from "../simulation/virtual-clock.ts";
@@ -29,18 +29,24 @@ class Bench {
   readonly store: RetryingStore;
   latencyMs = 5;
 
-  constructor(meet: (sent: Sent) => Promise<void> | void, limits: RetryLimits = {}) {
+  constructor(meet: (sent: Sent, signal: AbortSignal | undefined) => Promise<void> | void, limits: RetryLimits = {}) {
     const memory = new MemoryStore({ clock: this.clock });
-    const arrive = async <T>(kind: Sent["kind"], key: string, apply: () => Promise<T>): Promise<T> => {
+    const arrive = async <T>(
+      kind: Sent["kind"],
+      key: string,
+      apply: () => Promise<T>,
+      options?: RequestOptions,
+    ): Promise<T> => {
       const request = { kind, key, atMs: this.clock.monotonicMs() };
       this.sent.push(request);
-      await meet(request);
+      await meet(request, options?.signal);
       await this.clock.sleep(this.latencyMs);
       return await apply();
     };
     const inner = {
       location: "test:",
-      putIfAbsent: (key: string, body: Buffer[]) => arrive("put", key, () => memory.putIfAbsent(key, body)),
+      putIfAbsent: (key: string, body: Buffer[], options?: RequestOptions) =>
+        arrive("put", key, () => memory.putIfAbsent(key, body), options),
       get: (key: string) => arrive("get", key, () => memory.get(key)),
       close: () => memory.close(),
     } as unknown as ObjectStore;
@@ -160,10 +166,46 @@ test("a probe that hangs does not keep the next one from finding the store", asy
   const puts = bench.puts(300);
   await bench.clock.sleep(70_000);
   const hanging = bench.sent.filter(({ atMs }) => atMs >= 100 && atMs < 60_000).length;
-  assert.ok(hanging >= 6 && hanging <= 12, `${hanging} probes`);
+  assert.ok(hanging >= 12 && hanging <= 24, `${hanging} probes`);
   assert.equal(bench.store.state().isAway, false);
   assert.equal(bench.store.state().waitingRequests, 0);
   await Promise.all(puts);
+});
+
+test("requests that hang on dead connections are sent again once the store is found", async () => {
+  let lost = 0;
+  const bench = new Bench(async ({ key, atMs }, signal) => {
+    if (atMs >= 600_000) return;
+    if (atMs > 1000 && !key.startsWith("hung")) throw away();
+    await bench.clock.sleep(3_600_000, signal).catch(() => {
+      lost += 1;
+      throw away();
+    });
+  });
+  const hung = bench.puts(6, "hung");
+  await bench.clock.sleep(2000);
+  const others = bench.puts(20);
+  await Promise.all([...hung, ...others]);
+  assert.equal(lost, 6);
+  assert.ok(bench.clock.monotonicMs() < 605_000, `done after ${bench.clock.monotonicMs() - 600_000} ms`);
+});
+
+test("requests that a slow store may still answer are left alone", async () => {
+  let aborted = 0;
+  const bench = new Bench(async ({ key, atMs }, signal) => {
+    if (key.startsWith("bad") && atMs < 90_000) throw away();
+    // Every answer takes a minute.
+    await bench.clock.sleep(60_000, signal).catch(() => {
+      aborted += 1;
+      throw away();
+    });
+  });
+  const slow = bench.puts(3, "slow");
+  const bad = bench.puts(20, "bad");
+  await bench.clock.sleep(1000);
+  assert.equal(bench.store.state().isAway, true);
+  await Promise.all([...slow, ...bad]);
+  assert.equal(aborted, 0);
 });
 
 test("a late answer to an earlier request shows that the store is there", async () => {
