@@ -1,6 +1,9 @@
 /**
  * Tells an observer about every request of a device: what, how many bytes, how long, whether it failed. The observer
  * runs on the data path and must be quick; it never changes what the request does.
+ *
+ * Of the requests that complete at once, one in eight is timed and stands for those until the next: asking the clock
+ * twice costs as much as the rest of this decorator (measured: 0.1 µs). What is waited for is timed each time.
  */
 import type { Clock } from "../base/clock.ts";
 import type { BlockDevice, MaybePromise } from "./device.ts";
@@ -12,12 +15,17 @@ export interface BlockObserver {
   completed(operation: BlockOperation, bytes: number, durationMs: number, failed: boolean): void;
 }
 
+const UNTIMED_REQUESTS = 7;
+
 export class MeasuredDevice implements BlockDevice {
   readonly blockSizeBytes: number;
   readonly readOnly: boolean;
   readonly #inner: BlockDevice;
   readonly #clock: Clock;
   readonly #observer: BlockObserver;
+  /** How long the last timed request of each kind took that completed at once. */
+  readonly #atOnceMs: Record<BlockOperation, number> = { read: 0, write: 0, "write-zeroes": 0, trim: 0, flush: 0 };
+  #untimed = 0;
 
   constructor(inner: BlockDevice, clock: Clock, observer: BlockObserver) {
     this.#inner = inner;
@@ -33,7 +41,7 @@ export class MeasuredDevice implements BlockDevice {
   }
 
   read(offset: number, target: Buffer): MaybePromise<void> {
-    const startMs = this.#clock.monotonicMs();
+    const startMs = this.#begin();
     try {
       return this.#watch("read", target.length, startMs, this.#inner.read(offset, target));
     } catch (error) {
@@ -42,7 +50,7 @@ export class MeasuredDevice implements BlockDevice {
   }
 
   write(offset: number, source: Buffer, fua: boolean): MaybePromise<void> {
-    const startMs = this.#clock.monotonicMs();
+    const startMs = this.#begin();
     try {
       return this.#watch("write", source.length, startMs, this.#inner.write(offset, source, fua));
     } catch (error) {
@@ -51,7 +59,7 @@ export class MeasuredDevice implements BlockDevice {
   }
 
   writeZeroes(offset: number, length: number, fua: boolean): MaybePromise<void> {
-    const startMs = this.#clock.monotonicMs();
+    const startMs = this.#begin();
     try {
       return this.#watch("write-zeroes", length, startMs, this.#inner.writeZeroes(offset, length, fua));
     } catch (error) {
@@ -60,7 +68,7 @@ export class MeasuredDevice implements BlockDevice {
   }
 
   trim(offset: number, length: number, fua: boolean): MaybePromise<void> {
-    const startMs = this.#clock.monotonicMs();
+    const startMs = this.#begin();
     try {
       return this.#watch("trim", length, startMs, this.#inner.trim(offset, length, fua));
     } catch (error) {
@@ -69,7 +77,7 @@ export class MeasuredDevice implements BlockDevice {
   }
 
   flush(): MaybePromise<void> {
-    const startMs = this.#clock.monotonicMs();
+    const startMs = this.#begin();
     try {
       return this.#watch("flush", 0, startMs, this.#inner.flush());
     } catch (error) {
@@ -81,21 +89,39 @@ export class MeasuredDevice implements BlockDevice {
     await this.#inner.close();
   }
 
-  #watch(operation: BlockOperation, bytes: number, startMs: number, result: MaybePromise<void>): MaybePromise<void> {
-    if (result === undefined) {
-      this.#observer.completed(operation, bytes, this.#clock.monotonicMs() - startMs, false);
+  /** When the request began, or undefined where it is not timed unless it has to be waited for. */
+  #begin(): number | undefined {
+    if (this.#untimed > 0) {
+      this.#untimed -= 1;
       return undefined;
     }
+    this.#untimed = UNTIMED_REQUESTS;
+    return this.#clock.monotonicMs();
+  }
+
+  #watch(
+    operation: BlockOperation,
+    bytes: number,
+    startMs: number | undefined,
+    result: MaybePromise<void>,
+  ): MaybePromise<void> {
+    if (result === undefined) {
+      if (startMs !== undefined) this.#atOnceMs[operation] = this.#clock.monotonicMs() - startMs;
+      this.#observer.completed(operation, bytes, this.#atOnceMs[operation], false);
+      return undefined;
+    }
+    const sinceMs = startMs ?? this.#clock.monotonicMs();
     return result.then(
-      () => this.#observer.completed(operation, bytes, this.#clock.monotonicMs() - startMs, false),
+      () => this.#observer.completed(operation, bytes, this.#clock.monotonicMs() - sinceMs, false),
       (error: unknown) => {
-        throw this.#threw(operation, bytes, startMs, error);
+        throw this.#threw(operation, bytes, sinceMs, error);
       },
     );
   }
 
-  #threw(operation: BlockOperation, bytes: number, startMs: number, error: unknown): unknown {
-    this.#observer.completed(operation, bytes, this.#clock.monotonicMs() - startMs, true);
+  #threw(operation: BlockOperation, bytes: number, startMs: number | undefined, error: unknown): unknown {
+    const durationMs = startMs === undefined ? this.#atOnceMs[operation] : this.#clock.monotonicMs() - startMs;
+    this.#observer.completed(operation, bytes, durationMs, true);
     return error;
   }
 }

@@ -41,6 +41,8 @@ const MIN_SAVE_INTERVAL_MS = 10_000;
  * for a while); then this many reads go off the thread.
  */
 const SLOW_READ_MS = 0.25;
+/** So many reads are not timed after one that was quick. */
+const UNTIMED_READS = 7;
 const SLOW_READ_CREDIT = 32;
 /** So many disk errors turn the cache off. */
 const MAX_DISK_ERRORS = 8;
@@ -95,6 +97,7 @@ export class BlockCache {
   #unsavedParts = 0;
   #slowCredit = 0;
   #lastWasSlow = false;
+  #untimedReads = 0;
   #failedWrites = 0;
   readonly #scratch = Buffer.allocUnsafeSlow(PART_BYTES);
   readonly #scratchBlocks: readonly Buffer[];
@@ -275,7 +278,8 @@ export class BlockCache {
     if (within + target.length > index.length(slot)) return false;
     index.touch(slot, Math.floor(within / SUB_BLOCK_BYTES));
     if (index.isBusy(slot)) return this.#copyPending(slot, within, target);
-    const started = this.#clock.monotonicMs();
+    const timed = this.#untimedReads === 0;
+    const started = timed ? this.#clock.monotonicMs() : 0;
     try {
       if (verified) {
         if (!this.#readChecked(file, index, slot, within, target)) return this.#dropDamaged(slot);
@@ -285,10 +289,15 @@ export class BlockCache {
     } catch (error) {
       return this.#readFailed(slot, error);
     }
-    const isSlow = this.#clock.monotonicMs() - started > SLOW_READ_MS;
+    if (timed) this.#judge(this.#clock.monotonicMs() - started > SLOW_READ_MS);
+    else this.#untimedReads -= 1;
+    return true;
+  }
+
+  #judge(isSlow: boolean): void {
     if (isSlow && this.#lastWasSlow) this.#slowCredit = SLOW_READ_CREDIT;
     this.#lastWasSlow = isSlow;
-    return true;
+    this.#untimedReads = isSlow ? 0 : UNTIMED_READS;
   }
 
   /** Reads the whole 4 KiB blocks around the range, because only they have checksums. */

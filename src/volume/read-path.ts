@@ -9,7 +9,13 @@ import type { MaybePromise } from "../block/device.ts";
 import { OperationError } from "../base/errors.ts";
 import type { BlockMap } from "./block-map.ts";
 import type { DirtyExtents } from "./dirty-extents.ts";
-import { FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, isIntactRawFrame, RAW_FRAME_BYTES } from "./format/frame.ts";
+import {
+  FRAME_ALIGN_BYTES,
+  FRAME_HEADER_BYTES,
+  isIntactRawFrame,
+  RAW_FRAME_BYTES,
+  sealedPart,
+} from "./format/frame.ts";
 import { ENCODED_FLAG, SHARD_BLOCKS } from "./format/map-page.ts";
 import { BLOCK_BYTES, type VolumeUid } from "./identity.ts";
 import type { Journal } from "./journal.ts";
@@ -40,6 +46,7 @@ export class ReadPath {
   readonly #readahead: Readahead;
   readonly #scratch = Buffer.allocUnsafeSlow(BATCH_FRAMES * RAW_FRAME_BYTES);
   readonly #oneFrame = this.#scratch.subarray(0, RAW_FRAME_BYTES);
+  readonly #oneSealed = sealedPart(this.#oneFrame, 0);
 
   constructor(options: ReadPathOptions) {
     this.#uid = options.uid;
@@ -175,12 +182,23 @@ export class ReadPath {
       if (!this.#reader.readFrameSync(segment, frameOffset, frames)) {
         return this.#fetch(segment, frameOffset, lba + done, blocks - done, target, at + done * BLOCK_BYTES);
       }
-      if (!copyFrames(frames, segment.seed, lba + done, count, target, at + done * BLOCK_BYTES)) {
+      const intact =
+        count === 1
+          ? this.#copyOne(segment.seed, lba + done, target, at + done * BLOCK_BYTES)
+          : copyFrames(frames, segment.seed, lba + done, count, target, at + done * BLOCK_BYTES);
+      if (!intact) {
         return this.#refetch(segment, frameOffset, lba + done, blocks - done, target, at + done * BLOCK_BYTES);
       }
       done += count;
     }
     return undefined;
+  }
+
+  /** copyFrames for the one frame that random reads of one block have. */
+  #copyOne(seed: number, lba: number, target: Buffer, at: number): boolean {
+    if (!isIntactRawFrame(this.#oneFrame, 0, lba, seed, this.#oneSealed)) return false;
+    this.#oneFrame.copy(target, at, FRAME_HEADER_BYTES, RAW_FRAME_BYTES);
+    return true;
   }
 
   async #fetch(

@@ -42,22 +42,42 @@ export class Readahead {
   /** Notes a read of the volume; answers what to fetch ahead now, or undefined. */
   observe(offset: number, length: number): AheadRange | undefined {
     const end = offset + length;
-    const at = this.#streams.findIndex((stream) => Math.abs(offset - stream.end) <= GAP_BYTES);
-    if (at < 0) {
-      if (this.#streams.length === MAX_STREAMS) this.#streams.pop();
-      this.#streams.unshift({ end, run: length, aheadEnd: end, window: MIN_WINDOW_BYTES });
+    const stream = this.#streamAt(offset);
+    if (stream === undefined) {
+      this.#begin(end, length);
       return undefined;
-    }
-    const stream = this.#streams[at];
-    if (at > 0) {
-      this.#streams.splice(at, 1);
-      this.#streams.unshift(stream);
     }
     stream.run += Math.min(length, Math.max(0, end - stream.end));
     stream.end = Math.max(stream.end, end);
     stream.aheadEnd = Math.max(stream.aheadEnd, stream.end);
     if (stream.run < TRUST_BYTES || stream.aheadEnd - stream.end > stream.window / 2) return undefined;
     return this.#advance(stream);
+  }
+
+  /** The stream that a request at `offset` goes on with, now the most recently used; most requests have none. */
+  #streamAt(offset: number): Stream | undefined {
+    const streams = this.#streams;
+    for (let at = 0; at < streams.length; at += 1) {
+      const stream = streams[at];
+      if (offset - stream.end > GAP_BYTES || stream.end - offset > GAP_BYTES) continue;
+      for (let above = at; above > 0; above -= 1) streams[above] = streams[above - 1];
+      streams[0] = stream;
+      return stream;
+    }
+    return undefined;
+  }
+
+  /** A new stream takes the place, and the object, of the longest unused one. */
+  #begin(end: number, run: number): void {
+    const streams = this.#streams;
+    if (streams.length < MAX_STREAMS) streams.push({ end, run, aheadEnd: end, window: MIN_WINDOW_BYTES });
+    const stream = streams[streams.length - 1];
+    for (let above = streams.length - 1; above > 0; above -= 1) streams[above] = streams[above - 1];
+    streams[0] = stream;
+    stream.end = end;
+    stream.run = run;
+    stream.aheadEnd = end;
+    stream.window = MIN_WINDOW_BYTES;
   }
 
   #advance(stream: Stream): AheadRange | undefined {

@@ -45,13 +45,27 @@ export function sealRawFrame(target: Buffer, at: number, lba: number, seed: numb
   target[at + 10] = 1;
   target[at + 11] = 0;
   target.writeUInt32LE(BLOCK_BYTES, at + 12);
-  target.writeUInt32LE(crc32(target.subarray(at + 4, at + RAW_FRAME_BYTES), seed), at);
+  target.writeUInt32LE(crc32(sealedPart(target, at), seed), at);
 }
 
-/** True where a raw frame of block `lba`, sealed with `seed`, stands intact at `at`. */
-export function isIntactRawFrame(bytes: Buffer, at: number, lba: number, seed: number): boolean {
+/** What the checksum of the raw frame at `at` covers. */
+export function sealedPart(bytes: Buffer, at: number): Buffer {
+  return bytes.subarray(at + 4, at + RAW_FRAME_BYTES);
+}
+
+/**
+ * True where a raw frame of block `lba`, sealed with `seed`, stands intact at `at`. A caller that looks at the same
+ * place again and again gives its sealedPart.
+ */
+export function isIntactRawFrame(
+  bytes: Buffer,
+  at: number,
+  lba: number,
+  seed: number,
+  sealed: Buffer = sealedPart(bytes, at),
+): boolean {
   return (
-    bytes.readUInt32LE(at) === crc32(bytes.subarray(at + 4, at + RAW_FRAME_BYTES), seed) &&
+    bytes.readUInt32LE(at) === crc32(sealed, seed) &&
     bytes.readUInt32LE(at + 4) === lba % 0x1_0000_0000 &&
     bytes.readUInt16LE(at + 8) === Math.floor(lba / 0x1_0000_0000) &&
     bytes[at + 10] === 1 &&
