@@ -54,6 +54,10 @@ export class ByteGranularDevice implements BlockDevice {
 
   write(offset: number, source: Buffer, fua: boolean): MaybePromise<void> {
     if (this.#aligned(offset, source.length)) {
+      if (this.#exclusiveCount === 0) {
+        const result = this.#inner.write(offset, source, fua);
+        return result === undefined ? undefined : this.#enter(plainRange(offset, source.length), result);
+      }
       return this.#pass(offset, source.length, () => this.#inner.write(offset, source, fua));
     }
     return this.#exclusive(offset, source.length, () => this.#merge(offset, source, fua));
@@ -71,6 +75,14 @@ export class ByteGranularDevice implements BlockDevice {
 
   flush(): MaybePromise<void> {
     return this.#inner.flush();
+  }
+
+  beginBatch(): void {
+    this.#inner.beginBatch?.();
+  }
+
+  commitBatch(): void {
+    this.#inner.commitBatch?.();
   }
 
   async close(): Promise<void> {
@@ -127,7 +139,7 @@ export class ByteGranularDevice implements BlockDevice {
 
   /** A change of whole blocks: straight through, unless a read-modify-write has its blocks. */
   #pass(start: number, length: number, run: () => MaybePromise<void>): MaybePromise<void> {
-    const range = { start, end: start + length, exclusive: false };
+    const range = plainRange(start, length);
     if (this.#exclusiveCount > 0) {
       const earlier = this.#conflicts(range);
       if (earlier.length > 0) return this.#enter(range, afterAll(earlier, run));
@@ -162,6 +174,10 @@ export class ByteGranularDevice implements BlockDevice {
     if (range.exclusive) this.#exclusiveCount += 1;
     return result;
   }
+}
+
+function plainRange(start: number, length: number): { start: number; end: number; exclusive: boolean } {
+  return { start, end: start + length, exclusive: false };
 }
 
 async function afterAll(earlier: Promise<void>[], run: () => MaybePromise<void>): Promise<void> {

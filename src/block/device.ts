@@ -14,6 +14,9 @@
  *   (survives what the device promises to survive). `fua` true: that one request is durable when it completes.
  * - writeZeroes: the range reads as zeroes afterwards. trim: the range reads as zeroes afterwards too (stronger than
  *   NBD asks), and its space is given back in time. Both cost by extents, not bytes.
+ * - Between beginBatch and commitBatch, which its caller calls without waiting for anything between them, a write, trim
+ *   or writeZeroes that completes at once need not survive the death of the process yet: commitBatch makes all of them
+ *   do so, or throws. The caller acknowledges none of them before. Optional: what need not be made safe has neither.
  * - After close no other method may be called. close flushes; it is idempotent.
  */
 export type MaybePromise<T> = T | Promise<T>;
@@ -28,5 +31,7 @@ export interface BlockDevice {
   writeZeroes(offset: number, length: number, fua: boolean): MaybePromise<void>;
   trim(offset: number, length: number, fua: boolean): MaybePromise<void>;
   flush(): MaybePromise<void>;
+  beginBatch?(): void;
+  commitBatch?(): void;
   close(): Promise<void>;
 }

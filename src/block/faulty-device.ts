@@ -68,6 +68,14 @@ export class FaultyDevice implements BlockDevice {
     return this.#apply({ operation: "flush", offset: 0, length: 0 }, () => this.#inner.flush());
   }
 
+  beginBatch(): void {
+    this.#inner.beginBatch?.();
+  }
+
+  commitBatch(): void {
+    this.#inner.commitBatch?.();
+  }
+
   async close(): Promise<void> {
     await this.#inner.close();
   }

@@ -85,6 +85,14 @@ export class MeasuredDevice implements BlockDevice {
     }
   }
 
+  beginBatch(): void {
+    this.#inner.beginBatch?.();
+  }
+
+  commitBatch(): void {
+    this.#inner.commitBatch?.();
+  }
+
   async close(): Promise<void> {
     await this.#inner.close();
   }

@@ -149,6 +149,14 @@ class WholeBlockDevice implements BlockDevice {
     return this.#volume.flush();
   }
 
+  beginBatch(): void {
+    this.#volume.beginBatch();
+  }
+
+  commitBatch(): void {
+    this.#volume.commitBatch();
+  }
+
   async close(): Promise<void> {
     await this.#volume.close();
   }

@@ -213,3 +213,8 @@ export function encodeSimpleReply(
   target.writeUInt32BE(cookieHigh, position + 8);
   target.writeUInt32BE(cookieLow, position + 12);
 }
+
+/** Turns an encoded reply without payload into one that says `error`. */
+export function setSimpleReplyError(target: Buffer, position: number, error: number): void {
+  target.writeUInt32BE(error, position + 4);
+}

@@ -54,6 +54,11 @@ export class ReplyQueue {
     return this.#waitingBytes + this.#sendingBytes;
   }
 
+  /** The slab of the place reserved last. */
+  get reservedSlab(): Slab {
+    return this.#slab as Slab;
+  }
+
   /** Start of the place reserved last. */
   get reservedStart(): number {
     return this.#reserved;

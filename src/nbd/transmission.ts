@@ -3,7 +3,7 @@
  * its handshake, and the kernel's end of a socketpair without one.
  *
  * Requests run as they arrive, many at a time, and are answered as they complete. A request the device completes at
- * once costs no promise; all replies of one receive event leave together. Order is nobody's promise but the device's:
+ * once costs no promise; all replies of one receive event leave together, after the device has committed the batch. Order is nobody's promise but the device's:
  * a flush covers what had completed before it, on whatever connection.
  *
  * | state      | requests                                    | leaves it                                          |
@@ -38,6 +38,7 @@ import {
   RequestHeader,
   SIMPLE_REPLY_SIZE,
   encodeSimpleReply,
+  setSimpleReplyError,
 } from "./protocol.ts";
 import { ReceiveWindow } from "./receive-window.ts";
 import { ReplyQueue } from "./reply-queue.ts";
@@ -117,6 +118,9 @@ export class Transmission {
   #skipBytes = 0;
   #skipErrno = 0;
   #inFlight = 0;
+  /** Where the replies stand to changes that the device has not committed yet. */
+  readonly #uncommittedSlabs: Slab[] = [];
+  readonly #uncommittedStarts: number[] = [];
   #requests = 0;
   #failedRequests = 0;
   #readBytes = 0;
@@ -215,6 +219,7 @@ export class Transmission {
   #process(): void {
     if (this.#processing) return;
     this.#processing = true;
+    this.#device.beginBatch?.();
     try {
       while (this.#reading() && this.#window.available >= Math.min(this.#frameBytes, REQUEST_SIZE)) {
         if (!this.#hasRoom()) {
@@ -222,13 +227,33 @@ export class Transmission {
           break;
         }
         if (!this.#step()) break;
-        if (this.#replies.waitingBytes >= FLUSH_AT_BYTES) this.#replies.flush();
+        if (this.#replies.waitingBytes >= FLUSH_AT_BYTES) {
+          this.#commit();
+          this.#replies.flush();
+          this.#device.beginBatch?.();
+        }
       }
     } finally {
       this.#processing = false;
+      this.#commit();
     }
     this.#replies.flush();
     this.#settle();
+  }
+
+  /** Ends the device's batch; where that fails, so do the changes whose replies still stand here. */
+  #commit(): void {
+    try {
+      this.#device.commitBatch?.();
+    } catch (error) {
+      const errno = this.#errnoOf(error);
+      for (const [index, slab] of this.#uncommittedSlabs.entries()) {
+        setSimpleReplyError(slab.buffer, this.#uncommittedStarts[index], errno);
+      }
+      this.#failedRequests += this.#uncommittedSlabs.length;
+    }
+    this.#uncommittedSlabs.length = 0;
+    this.#uncommittedStarts.length = 0;
   }
 
   /** Consumes one request, or what there is of a payload to skip. False where more bytes are needed. */
@@ -301,7 +326,12 @@ export class Transmission {
     } catch (error) {
       return this.#reply(this.#errnoOf(error));
     }
-    if (result === undefined) return this.#reply(0);
+    if (result === undefined) {
+      this.#reply(0);
+      this.#uncommittedSlabs.push(this.#replies.reservedSlab);
+      this.#uncommittedStarts.push(this.#replies.reservedStart);
+      return;
+    }
     let borrowed: Slab | undefined;
     if (payloadBytes > 0) {
       borrowed = this.#window.slab;

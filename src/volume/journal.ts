@@ -1,15 +1,17 @@
 /**
  * The journal of one volume on the node's disk: every acknowledged write stands here until S3 holds it.
  *
- * - append writes through the page cache on the calling thread: what it returned survives the death of the process.
- *   sync makes everything appended so far survive the machine (group commit: calls that come meanwhile share the next).
+ * - append puts a record into memory. commit writes what was appended through the page cache on the calling thread: it
+ *   survives the death of the process then, and only then may it be acknowledged. One write for many records: measured,
+ *   4.6 µs of a 4 KiB write's 17 µs were its own pwrite. sync makes everything appended so far survive the machine
+ *   (group commit: calls that come meanwhile share the next).
  * - Whole pages only: the last, partly filled page is kept in memory and written again with the next record, so that a
  *   recycled file is never read to be written.
  * - Space is a row of preallocated files; release() gives back what S3 holds, and files are renamed to the row's end,
  *   never made anew. The next file is made ready before the current one is full, so that append never waits for it:
  *   hasRoom() tells, and waitForRoom() waits.
  * - A failed sync makes the journal distrusted for ever: the caller must reach durability by S3 instead. A failed
- *   append breaks it: no further append is taken.
+ *   write breaks it: no further append is taken, and what could not be written stays readable from memory.
  * Formats: format/journal-record.ts, format/frame.ts. Recovery: journal-scan.ts.
  */
 import { assert } from "../base/assert.ts";
@@ -81,13 +83,20 @@ export class Journal {
   /** Of all files found: a journal that begins again goes on behind it. */
   readonly #highestFound: number;
   #current: JournalFile | undefined;
+  /** End of the last record, in the current file. */
   #offset = 0;
+  /** What the current file holds from `#stagedFrom` on, a multiple of a page, stands in `#staging` too. */
+  #stagedFrom = 0;
+  /** Everything below is in the current file. */
+  #writtenOffset = 0;
   #chain = 0;
   #sequence = 0;
   /** Everything below this position is in S3. */
   #released = 0;
   #syncedPosition = 0;
   #unsynced = new Set<JournalFile>();
+  /** The one of them that was added last. */
+  #unsyncedLast: JournalFile | undefined;
   #syncing: Promise<void> | undefined;
   #syncingPosition = 0;
   #nextSync: Promise<void> | undefined;
@@ -206,6 +215,8 @@ export class Journal {
     this.#sequence = end.sequence;
     const pageStart = end.offset - (end.offset % PAGE_BYTES);
     if (end.offset > pageStart) await last.file.read(this.#staging.subarray(0, end.offset - pageStart), pageStart);
+    this.#stagedFrom = pageStart;
+    this.#writtenOffset = end.offset;
     // What was read back may still be in the page cache alone: the next sync covers it.
     for (const entry of this.#files.values()) this.#unsynced.add(entry);
     await this.#disk.sync();
@@ -255,8 +266,9 @@ export class Journal {
 
   /**
    * Appends one record: `blockCount` blocks from `lba`, data from `source` at `sourceAt`, or zeroes where `source` is
-   * undefined. Returns the position of its first frame, or minus the record's position for zeroes.
-   * Only where hasRoom() said so. Throws "unavailable" when the disk fails; nothing is acknowledged then.
+   * undefined. Returns the position of its first frame, or minus the record's position for zeroes. It can be read at
+   * once and is safe after commit(). Only where hasRoom() said so. Throws "unavailable" when the disk fails: then the
+   * record was not taken.
    */
   append(epoch: number, lba: number, blockCount: number, source?: Buffer, sourceAt = 0): number {
     if (this.#failure !== undefined) throw this.#failure;
@@ -269,30 +281,27 @@ export class Journal {
     }
     const entry = this.#current!;
     const recordOffset = this.#offset;
-    try {
-      const kind = source === undefined ? 1 : EXTENT_DATA;
-      this.#chain = this.#write(
-        entry,
-        length,
-        { sequence: this.#sequence + 1, epoch, lba, blockCount, kind },
-        source,
-        sourceAt,
-      );
-    } catch (error) {
-      this.#failure = asOperationError(
-        error,
-        "unavailable",
-        "the journal's disk fails: move the volume to another node",
-      );
-      throw this.#failure;
-    }
+    const kind = source === undefined ? 1 : EXTENT_DATA;
+    const record = { sequence: this.#sequence + 1, epoch, lba, blockCount, kind };
+    this.#chain = this.#stage(entry, length, record, source, sourceAt);
     this.#sequence += 1;
     this.#offset += length;
-    this.#unsynced.add(entry);
+    if (this.#unsyncedLast !== entry) this.#markUnsynced(entry);
     const position = entry.number * this.#fileBytes + recordOffset;
     if (this.#offset * 4 > this.#fileBytes && !this.#files.has(entry.number + 1) && this.#mayRetry())
       this.#prepareNext();
     return source === undefined ? -position : position + head;
+  }
+
+  /**
+   * Writes what was appended to the file: it survives the death of the process from then on. Throws "unavailable" when
+   * the disk fails, now or before, and something could not be written.
+   */
+  commit(): void {
+    if (this.#writtenOffset === this.#offset) return;
+    if (this.#failure !== undefined) throw this.#failure;
+    this.#drain(this.#current!, this.#offset - this.#stagedFrom);
+    this.#writtenOffset = this.#offset;
   }
 
   /** Copies `blockCount` blocks whose frames start at `position` into `target`; each is verified ("corrupt"). */
@@ -316,7 +325,12 @@ export class Journal {
     const entry = this.#files.get(number);
     assert(entry !== undefined, "a position that is still needed was not released");
     const length = blockCount * RAW_FRAME_BYTES;
-    entry.file.readSync(target.subarray(targetAt, targetAt + length), position - number * this.#fileBytes);
+    const offset = position - number * this.#fileBytes;
+    if (entry === this.#current && offset + length > this.#writtenOffset) {
+      this.#readStaged(entry, offset, target, targetAt, length);
+    } else {
+      entry.file.readSync(target.subarray(targetAt, targetAt + length), offset);
+    }
     for (let index = 0; index < blockCount; index += 1) {
       const seed = journalFrameSeed(this.#seed, position + index * RAW_FRAME_BYTES);
       if (!isIntactRawFrame(target, targetAt + index * RAW_FRAME_BYTES, lba + index, seed)) {
@@ -334,6 +348,11 @@ export class Journal {
   sync(): Promise<void> | undefined {
     if (this.distrusted) return Promise.reject(distrust());
     if (this.#syncedPosition === this.position) return undefined;
+    try {
+      this.commit();
+    } catch (error) {
+      return Promise.reject(error as OperationError);
+    }
     if (this.#syncing === undefined) return this.#startSync();
     if (this.#syncingPosition === this.position) return this.#syncing;
     const again = async (): Promise<void> => {
@@ -389,8 +408,8 @@ export class Journal {
     return await quarantine(this.#disk, named, this.#limitBytes);
   }
 
-  /** Writes header and frames through the staging buffer, whole pages at a time; returns the record's checksum. */
-  #write(
+  /** Puts a record behind what is staged, and what does not fit into the file; returns the record's checksum. */
+  #stage(
     entry: JournalFile,
     length: number,
     record: { sequence: number; epoch: number; lba: number; blockCount: number; kind: number },
@@ -399,31 +418,56 @@ export class Journal {
   ): number {
     const staging = this.#staging;
     const recordPosition = entry.number * this.#fileBytes + this.#offset;
-    let fill = this.#offset % PAGE_BYTES;
-    let pageStart = this.#offset - fill;
+    const headBytes = recordHeadBytes(1);
+    let fill = this.#offset - this.#stagedFrom;
+    if (fill + headBytes > STAGING_BYTES) fill = this.#drainPages(entry, fill);
     const checksum = encodeRecordHead(staging, fill, { ...record, chain: this.#chain });
-    fill += recordHeadBytes(1);
+    fill += headBytes;
     for (let block = 0; source !== undefined && block < record.blockCount; block += 1) {
-      if (fill + RAW_FRAME_BYTES > STAGING_BYTES) {
-        const whole = fill - (fill % PAGE_BYTES);
-        entry.file.writeSync(staging.subarray(0, whole), pageStart);
-        staging.copyWithin(0, whole, fill);
-        pageStart += whole;
-        fill -= whole;
-      }
+      if (fill + RAW_FRAME_BYTES > STAGING_BYTES) fill = this.#drainPages(entry, fill);
       const from = sourceAt + block * BLOCK_BYTES;
       source.copy(staging, fill + FRAME_HEADER_BYTES, from, from + BLOCK_BYTES);
-      const framePosition = recordPosition + recordHeadBytes(1) + block * RAW_FRAME_BYTES;
+      const framePosition = recordPosition + headBytes + block * RAW_FRAME_BYTES;
       sealRawFrame(staging, fill, record.lba + block, journalFrameSeed(this.#seed, framePosition));
       fill += RAW_FRAME_BYTES;
     }
-    assert(pageStart + fill === this.#offset + length, "a record has the length that it says");
-    const padded = Math.ceil(fill / PAGE_BYTES) * PAGE_BYTES;
-    staging.fill(0, fill, padded);
-    entry.file.writeSync(staging.subarray(0, padded), pageStart);
-    const whole = fill - (fill % PAGE_BYTES);
-    if (whole > 0) staging.copyWithin(0, whole, fill);
+    assert(this.#stagedFrom + fill === this.#offset + length, "a record has the length that it says");
     return checksum;
+  }
+
+  /** Makes room in the staging buffer, `fill` bytes of which are in use; answers how many are then. */
+  #drainPages(entry: JournalFile, fill: number): number {
+    const whole = fill - (fill % PAGE_BYTES);
+    this.#drain(entry, whole);
+    if (this.#offset < this.#stagedFrom) this.#writtenOffset = this.#offset;
+    return fill - whole;
+  }
+
+  /** Writes the first `length` staged bytes, padded to whole pages; the last page stays staged where it is not full. */
+  #drain(entry: JournalFile, length: number): void {
+    const padded = Math.ceil(length / PAGE_BYTES) * PAGE_BYTES;
+    const whole = length - (length % PAGE_BYTES);
+    if (padded > length) this.#staging.fill(0, length, padded);
+    try {
+      entry.file.writeSync(this.#staging.subarray(0, padded), this.#stagedFrom);
+    } catch (error) {
+      this.#failure = asOperationError(
+        error,
+        "unavailable",
+        "the journal's disk fails: move the volume to another node",
+      );
+      throw this.#failure;
+    }
+    if (whole > 0) this.#staging.copyWithin(0, whole, whole + PAGE_BYTES);
+    this.#stagedFrom += whole;
+  }
+
+  /** A range of the current file that it does not hold, or not all of: the rest is staged. */
+  #readStaged(entry: JournalFile, offset: number, target: Buffer, targetAt: number, length: number): void {
+    const inFile = Math.max(0, Math.min(length, this.#stagedFrom - offset));
+    if (inFile > 0) entry.file.readSync(target.subarray(targetAt, targetAt + inFile), offset);
+    const from = offset + inFile - this.#stagedFrom;
+    this.#staging.copy(target, targetAt + inFile, from, from + length - inFile);
   }
 
   /** Makes `entry` the file that records go to. */
@@ -437,11 +481,14 @@ export class Journal {
       begins,
       fileBytes: this.#fileBytes,
     };
+    this.commit();
     entry.header = header;
     entry.file.writeSync(encodeFileHeader(header), 0);
     this.#current = entry;
     this.#offset = FILE_HEADER_BYTES;
-    this.#unsynced.add(entry);
+    this.#stagedFrom = FILE_HEADER_BYTES;
+    this.#writtenOffset = FILE_HEADER_BYTES;
+    this.#markUnsynced(entry);
   }
 
   #startSync(): Promise<void> {
@@ -451,9 +498,15 @@ export class Journal {
     return syncing;
   }
 
+  #markUnsynced(entry: JournalFile): void {
+    this.#unsynced.add(entry);
+    this.#unsyncedLast = entry;
+  }
+
   async #syncNow(position: number): Promise<void> {
     const files = [...this.#unsynced];
     this.#unsynced.clear();
+    this.#unsyncedLast = undefined;
     try {
       await Promise.all(files.map((entry) => entry.file.sync()));
       this.#syncedPosition = position;
@@ -549,6 +602,8 @@ export class Journal {
     if (this.#roomWaiters.length === 0 || this.#released < this.position || !this.#files.has(current.number))
       return false;
     this.#offset = this.#fileBytes;
+    this.#stagedFrom = this.#fileBytes;
+    this.#writtenOffset = this.#fileBytes;
     this.#released = this.position;
     this.#files.delete(current.number);
     this.#unsynced.delete(current);

@@ -62,6 +62,8 @@ export class Volume implements BlockDevice {
   readonly #writer: SegmentWriter;
   readonly #admission: Admission;
   readonly #readPath: ReadPath;
+  /** Between beginBatch and commitBatch: writes need not be safe yet. */
+  #batching = false;
   #everWritten: boolean;
   #state: VolumeState = "open";
   #failure: OperationError | undefined;
@@ -97,6 +99,7 @@ export class Volume implements BlockDevice {
     if (blocks > MAX_RECORD_BLOCKS || !this.#admission.isOpen(blocks))
       return this.#writeInTurn(lba, blocks, source, fua);
     this.#append(lba, blocks, source, 0);
+    if (!this.#batching) this.#journal.commit();
     return fua ? this.flush() : undefined;
   }
 
@@ -109,6 +112,7 @@ export class Volume implements BlockDevice {
     if (this.#isHole(lba, blocks)) return undefined;
     if (!this.#admission.isOpen(0)) return this.#writeInTurn(lba, blocks, undefined, fua);
     this.#append(lba, blocks, undefined, 0);
+    if (!this.#batching) this.#journal.commit();
     return fua ? this.flush() : undefined;
   }
 
@@ -120,6 +124,15 @@ export class Volume implements BlockDevice {
     if (this.#failure !== undefined) throw this.#failure;
     if (this.#parts.durability === "s3" || this.#journal.distrusted) return this.#writer.flush();
     return this.#journal.sync()?.catch(() => this.#writer.flush());
+  }
+
+  beginBatch(): void {
+    this.#batching = true;
+  }
+
+  commitBatch(): void {
+    this.#batching = false;
+    this.#journal.commit();
   }
 
   /** Resolves once everything that was acknowledged before is in S3, whatever the durability. */
@@ -183,7 +196,7 @@ export class Volume implements BlockDevice {
   /** Hand-over to the next process on this node: what is acknowledged is in the journal, S3 is not waited for. */
   async leave(): Promise<void> {
     if (this.#state === "closed") return;
-    if (this.#state === "open") await (this.#journal.distrusted ? this.#writer.flush() : this.#journal.sync());
+    if (this.#state === "open") await this.#journal.sync()?.catch(() => this.#writer.flush());
     await this.#release(false);
   }
 
@@ -235,6 +248,7 @@ export class Volume implements BlockDevice {
       const count = source === undefined ? blocks : Math.min(MAX_RECORD_BLOCKS, blocks - from);
       await this.#admission.run(source === undefined ? 0 : count, () => {
         this.#append(lba + from, count, source, from * BLOCK_BYTES);
+        this.#journal.commit();
       });
       done += count;
     }
