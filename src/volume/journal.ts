@@ -383,10 +383,16 @@ export class Journal {
 
   readonly #spare: JournalFile[] = [];
 
-  /** Closes the files; does not sync. */
+  /** Writes what was appended, where the disk takes it, and closes the files; does not sync. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    try {
+      this.commit();
+    } catch (error) {
+      // Whoever appended it was told by a commit of his own, or never acknowledged it.
+      this.#log.warn("the journal is closed without its last records", { operation: "close", error: describe(error) });
+    }
     await this.#preparing;
     await Promise.allSettled([this.#syncing, this.#nextSync]);
     for (const entry of [...this.#files.values(), ...this.#spare, ...this.#found]) await entry.file.close();

@@ -295,6 +295,67 @@ describe("many in flight", () => {
     await transmission.destroy();
   });
 
+  test("the answers to changes leave after the device has committed their batch", async () => {
+    const inner = memory();
+    const seen: string[] = [];
+    const connection = new MemoryConnection();
+    const device: BlockDevice = Object.assign(Object.create(inner) as BlockDevice, {
+      sizeBytes: inner.sizeBytes,
+      blockSizeBytes: inner.blockSizeBytes,
+      readOnly: false,
+      read: inner.read.bind(inner),
+      trim: inner.trim.bind(inner),
+      write: (offset: number, source: Buffer, fua: boolean) => {
+        seen.push(`write ${offset / 4096}, ${connection.sent.length} bytes sent`);
+        return inner.write(offset, source, fua);
+      },
+      beginBatch: () => seen.push("begin"),
+      commitBatch: () => seen.push(`commit, ${connection.sent.length} bytes sent`),
+    });
+    const transmission = new Transmission(connection, device);
+    const frames = [1n, 2n].map((cookie) =>
+      request({ type: WRITE, cookie, offset: cookie * 4096n, payload: Buffer.alloc(4096, 7) }),
+    );
+    connection.feed(Buffer.concat(frames));
+    await settled();
+    assert.deepEqual(seen.slice(seen.indexOf("write 1, 0 bytes sent") - 1), [
+      "begin",
+      "write 1, 0 bytes sent",
+      "write 2, 0 bytes sent",
+      "commit, 0 bytes sent",
+    ]);
+    assert.equal(connection.sent.length, 32);
+    await transmission.destroy();
+  });
+
+  test("a batch that cannot be committed fails its changes, and its reads alone are answered", async () => {
+    const inner = memory();
+    const device: BlockDevice = Object.assign(Object.create(inner) as BlockDevice, {
+      sizeBytes: inner.sizeBytes,
+      blockSizeBytes: inner.blockSizeBytes,
+      readOnly: false,
+      read: inner.read.bind(inner),
+      write: inner.write.bind(inner),
+      trim: inner.trim.bind(inner),
+      beginBatch: () => undefined,
+      commitBatch: () => {
+        throw new OperationError("unavailable", "the journal's disk fails");
+      },
+    });
+    const answers = await errorsOf(device, [
+      request({ type: WRITE, cookie: 1n, offset: 0n, payload: Buffer.alloc(4096, 7) }),
+      request({ type: TRIM, cookie: 2n, offset: 4096n, length: 4096 }),
+      request({ type: READ, cookie: 3n, offset: 8192n, length: 0 }),
+      request({ type: WRITE, cookie: 4n, offset: 1n << 50n, payload: Buffer.alloc(4096, 7) }),
+    ]);
+    assert.deepEqual(answers, [
+      [1n, 5],
+      [2n, 5],
+      [3n, 0],
+      [4n, 28],
+    ]);
+  });
+
   test("a failed read sends no payload, and neighbours are whole", async () => {
     const device = planned(memory(), ({ offset }) =>
       offset === 4096 ? { hold: systemClock.yield(), error: new OperationError("corrupt", "rotten") } : undefined,

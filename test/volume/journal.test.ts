@@ -54,7 +54,9 @@ async function recovered(disk: MemoryDisk, durable = 0): Promise<{ journal: Jour
 
 async function append(journal: Journal, lba: number, source: Buffer): Promise<number> {
   while (!journal.hasRoom(source.length / BLOCK)) await journal.waitForRoom();
-  return journal.append(1, lba, source.length / BLOCK, source);
+  const position = journal.append(1, lba, source.length / BLOCK, source);
+  journal.commit();
+  return position;
 }
 
 test("records come back in order after the death of the process, and appending goes on", async () => {
@@ -68,6 +70,7 @@ test("records come back in order after the death of the process, and appending g
     written.push({ lba: turn * 10, source });
     if (turn === 20) {
       journal.append(1, 5, 1_000_000);
+      journal.commit();
       written.push({ lba: 5, source: Buffer.alloc(0) });
     }
   }
@@ -266,6 +269,65 @@ test("a disk without room is asked again now and then, and told of once; nothing
   await journal.waitForRoom();
   assert.ok(journal.hasRoom(1));
   await journal.close();
+});
+
+test("what is appended can be read at once, and outlives the process from its commit on", async () => {
+  const random = new SeededRandom(31);
+  for (const uncommitted of [1, 7, 200]) {
+    const disk = new MemoryDisk();
+    const journal = await begun(disk);
+    const written: { lba: number; source: Buffer; position: number }[] = [];
+    const take = async (count: number): Promise<void> => {
+      for (let turn = 0; turn < count; turn += 1) {
+        const source = random.bytes(BLOCK * (1 + random.below(3)));
+        while (!journal.hasRoom(source.length / BLOCK)) await journal.waitForRoom();
+        const lba = written.length * 10;
+        written.push({ lba, source, position: journal.append(1, lba, source.length / BLOCK, source) });
+        for (const back of [1, 2, 60]) {
+          const entry = written.at(-back);
+          if (entry === undefined) continue;
+          const target = Buffer.alloc(entry.source.length);
+          journal.read(entry.position, entry.lba, target.length / BLOCK, target, 0);
+          assert.ok(target.equals(entry.source), `record ${written.length - back} of ${written.length}`);
+        }
+      }
+    };
+    await take(9);
+    journal.commit();
+    await take(uncommitted);
+    const { entries } = await recovered(disk.reopen());
+    assert.ok(entries.length >= 9 && entries.length <= written.length, `${entries.length} of ${written.length}`);
+    assert.deepEqual(
+      entries.map(({ lba }) => lba),
+      written.slice(0, entries.length).map(({ lba }) => lba),
+    );
+  }
+});
+
+test("where the disk fails a commit, what it did not take is still read, and never passes as safe", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  const safe = new SeededRandom(1).bytes(BLOCK);
+  const lost = new SeededRandom(2).bytes(BLOCK * 2);
+  const safeAt = await append(journal, 1, safe);
+  disk.setFault((call) => {
+    if (call.operation === "write") throw new OperationError("unavailable", "input/output error");
+  });
+  const lostAt = journal.append(1, 5, 2, lost);
+  for (let turn = 0; turn < 2; turn += 1) assert.throws(() => journal.commit(), { kind: "unavailable" });
+  await assert.rejects(async () => await journal.sync(), { kind: "unavailable" });
+  assert.throws(() => journal.append(1, 9, 1, safe), { kind: "unavailable" });
+  const target = Buffer.alloc(BLOCK * 2);
+  journal.read(lostAt, 5, 2, target, 0);
+  assert.ok(target.equals(lost));
+  journal.read(safeAt, 1, 1, target, 0);
+  assert.ok(target.subarray(0, BLOCK).equals(safe));
+  await journal.close();
+  const { entries } = await recovered(disk.reopen());
+  assert.deepEqual(
+    entries.map(({ lba }) => lba),
+    [1],
+  );
 });
 
 test("rot in the journal is found when it is read", async () => {

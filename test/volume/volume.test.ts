@@ -204,6 +204,53 @@ test("hundreds of flushes leave a short recovery", async () => {
   await harness.close();
 });
 
+test("a batch is read back at once, outlives the process when it is committed, and alone writes need no batch", async () => {
+  const harness = new EngineHarness();
+  await harness.create(GIB, "local");
+  const volume = await harness.open();
+  const target = Buffer.alloc(BLOCK);
+  await volume.write(0, Buffer.alloc(BLOCK, 1), false);
+  volume.beginBatch();
+  for (let index = 1; index < 100; index += 1) {
+    assert.equal(volume.write(index * BLOCK, Buffer.alloc(BLOCK, index + 1), false), undefined);
+    assert.equal(volume.read((index >> 1) * BLOCK, target), undefined);
+    assert.equal(target[0], (index >> 1) + 1);
+  }
+  assert.equal(volume.writeZeroes(7 * BLOCK, 2 * BLOCK, false), undefined);
+  volume.commitBatch();
+  harness.disk = harness.disk.reopen();
+  const successor = await harness.open("resume");
+  for (let index = 0; index < 100; index += 1) {
+    await successor.read(index * BLOCK, target);
+    assert.equal(target[0], index === 7 || index === 8 ? 0 : index + 1, `block ${index}`);
+  }
+  await harness.close();
+});
+
+test("a batch that the journal's disk refuses fails as a whole, and what S3 gets of it is what can be read", async () => {
+  const harness = new EngineHarness();
+  await harness.create(GIB, "s3");
+  const volume = await harness.open();
+  await volume.write(0, Buffer.alloc(BLOCK, 1), false);
+  harness.disk.setFault((call) => {
+    if (call.operation === "write") throw new OperationError("unavailable", "input/output error");
+  });
+  volume.beginBatch();
+  assert.equal(volume.write(BLOCK, Buffer.alloc(BLOCK, 2), false), undefined);
+  assert.throws(() => volume.commitBatch(), { kind: "unavailable" });
+  await assert.rejects(async () => await volume.write(0, Buffer.alloc(BLOCK, 3), false), { kind: "unavailable" });
+  await volume.flush();
+  const target = Buffer.alloc(2 * BLOCK);
+  await volume.read(0, target);
+  assert.deepEqual([target[0], target[BLOCK]], [1, 2]);
+  harness.disk.setFault(undefined);
+  harness.disk = new MemoryDisk();
+  const successor = await harness.open();
+  await successor.read(0, target);
+  assert.deepEqual([target[0], target[BLOCK]], [1, 2]);
+  await harness.close();
+});
+
 test("half an hour without the store: writers slow down, nothing fails, everything drains", async () => {
   const harness = new EngineHarness({ journalSizeBytes: 64 * MIB, journalFileBytes: 4 * MIB });
   await harness.create(GIB, "local");
