@@ -5,31 +5,23 @@
  *   survives the death of the process then, and only then may it be acknowledged. One write for many records: measured,
  *   4.6 µs of a 4 KiB write's 17 µs were its own pwrite. sync makes everything appended so far survive the machine
  *   (group commit: calls that come meanwhile share the next).
- * - Whole pages only: the last, partly filled page is kept in memory and written again with the next record, so that a
- *   recycled file is never read to be written.
  * - Space is a row of preallocated files; release() gives back what S3 holds, and files are renamed to the row's end,
  *   never made anew. The next file is made ready before the current one is full, so that append never waits for it:
  *   hasRoom() tells, and waitForRoom() waits.
  * - A failed sync makes the journal distrusted for ever: the caller must reach durability by S3 instead. A failed
  *   write breaks it: no further append is taken, and what could not be written stays readable from memory.
- * Formats: format/journal-record.ts, format/frame.ts. Recovery: journal-scan.ts.
+ * Formats: format/journal-record.ts, format/frame.ts. What is not written yet: journal-tail.ts. Recovery:
+ * journal-scan.ts.
  */
 import { assert } from "../base/assert.ts";
 import { crc32 } from "../base/checksum.ts";
 import type { Disk, DiskFile } from "../base/disk.ts";
-import { asOperationError, describe, isKind, OperationError } from "../base/errors.ts";
+import { describe, isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
-import {
-  isIntactRawFrame,
-  journalFrameSeed,
-  RAW_FRAME_BYTES,
-  sealRawFrame,
-  FRAME_HEADER_BYTES,
-} from "./format/frame.ts";
+import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES, FRAME_HEADER_BYTES } from "./format/frame.ts";
 import {
   encodeFileHeader,
-  encodeRecordHead,
   EXTENT_DATA,
   FILE_HEADER_BYTES,
   JOURNAL_FILE_BYTES,
@@ -48,11 +40,11 @@ import {
   type ScanEnd,
   scanRecords,
 } from "./journal-scan.ts";
+import { JournalTail } from "./journal-tail.ts";
 import { quarantine } from "./quarantine.ts";
 import { type JournalState, tailTable } from "./recovery-tables.ts";
 
-const PAGE_BYTES = 4096;
-const STAGING_BYTES = 256 * 1024;
+const SCRATCH_FRAMES = 63;
 
 export interface JournalOptions {
   disk: Disk;
@@ -71,8 +63,8 @@ export class Journal {
   readonly #log: Log;
   readonly #random: Random;
   readonly #limitBytes: number;
-  readonly #staging = Buffer.alloc(STAGING_BYTES);
-  readonly #scratch = Buffer.allocUnsafeSlow(Math.floor(STAGING_BYTES / RAW_FRAME_BYTES) * RAW_FRAME_BYTES);
+  readonly #tail = new JournalTail();
+  readonly #scratch = Buffer.allocUnsafeSlow(SCRATCH_FRAMES * RAW_FRAME_BYTES);
   #fileBytes: number;
   #journalId: Buffer;
   #seed: number;
@@ -83,12 +75,6 @@ export class Journal {
   /** Of all files found: a journal that begins again goes on behind it. */
   readonly #highestFound: number;
   #current: JournalFile | undefined;
-  /** End of the last record, in the current file. */
-  #offset = 0;
-  /** What the current file holds from `#stagedFrom` on, a multiple of a page, stands in `#staging` too. */
-  #stagedFrom = 0;
-  /** Everything below is in the current file. */
-  #writtenOffset = 0;
   #chain = 0;
   #sequence = 0;
   /** Everything below this position is in S3. */
@@ -104,7 +90,6 @@ export class Journal {
   #roomWaiters: (() => void)[] = [];
   /** The position at which the disk refused another file; undefined where it gave the last one. */
   #refusedAt: number | undefined;
-  #failure: OperationError | undefined;
   #closed = false;
   /** Set by a failed sync: sync() throws from then on. */
   distrusted = false;
@@ -154,7 +139,7 @@ export class Journal {
 
   /** The position behind the last record. */
   get position(): number {
-    return (this.#current?.number ?? 0) * this.#fileBytes + this.#offset;
+    return (this.#current?.number ?? 0) * this.#fileBytes + this.#tail.end;
   }
 
   get limitBytes(): number {
@@ -210,13 +195,9 @@ export class Journal {
     await this.#discard(this.#found.filter((entry) => !this.#files.has(entry.number)));
     this.#found = [];
     this.#current = last;
-    this.#offset = end.offset;
     this.#chain = end.chain;
     this.#sequence = end.sequence;
-    const pageStart = end.offset - (end.offset % PAGE_BYTES);
-    if (end.offset > pageStart) await last.file.read(this.#staging.subarray(0, end.offset - pageStart), pageStart);
-    this.#stagedFrom = pageStart;
-    this.#writtenOffset = end.offset;
+    await this.#tail.load(last.file, end.offset);
     // What was read back may still be in the page cache alone: the next sync covers it.
     for (const entry of this.#files.values()) this.#unsynced.add(entry);
     await this.#disk.sync();
@@ -255,7 +236,7 @@ export class Journal {
   /** True where a record of `dataBlocks` data blocks can be appended at once. */
   hasRoom(dataBlocks: number): boolean {
     const length = recordHeadBytes(1) + dataBlocks * RAW_FRAME_BYTES;
-    return this.#offset + length <= this.#fileBytes || this.#files.has(this.#current!.number + 1);
+    return this.#tail.end + length <= this.#fileBytes || this.#files.has(this.#current!.number + 1);
   }
 
   /** Resolves when there may be room again (a file was made ready); ask hasRoom() then. */
@@ -271,24 +252,22 @@ export class Journal {
    * record was not taken.
    */
   append(epoch: number, lba: number, blockCount: number, source?: Buffer, sourceAt = 0): number {
-    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#tail.failure !== undefined) throw this.#tail.failure;
     const head = recordHeadBytes(1);
     const length = head + (source === undefined ? 0 : blockCount * RAW_FRAME_BYTES);
-    if (this.#offset + length > this.#fileBytes) {
+    if (this.#tail.end + length > this.#fileBytes) {
       const next = this.#files.get(this.#current!.number + 1);
       assert(next !== undefined, "append is called only where there is room");
       this.#enter(next, false);
     }
     const entry = this.#current!;
-    const recordOffset = this.#offset;
+    const position = this.position;
     const kind = source === undefined ? 1 : EXTENT_DATA;
-    const record = { sequence: this.#sequence + 1, epoch, lba, blockCount, kind };
-    this.#chain = this.#stage(entry, length, record, source, sourceAt);
+    const record = { sequence: this.#sequence + 1, chain: this.#chain, epoch, lba, blockCount, kind };
+    this.#chain = this.#tail.append(record, { journalSeed: this.#seed, position: position + head }, source, sourceAt);
     this.#sequence += 1;
-    this.#offset += length;
     if (this.#unsyncedLast !== entry) this.#markUnsynced(entry);
-    const position = entry.number * this.#fileBytes + recordOffset;
-    if (this.#offset * 4 > this.#fileBytes && !this.#files.has(entry.number + 1) && this.#mayRetry())
+    if (this.#tail.end * 4 > this.#fileBytes && !this.#files.has(entry.number + 1) && this.#mayRetry())
       this.#prepareNext();
     return source === undefined ? -position : position + head;
   }
@@ -298,10 +277,7 @@ export class Journal {
    * the disk fails, now or before, and something could not be written.
    */
   commit(): void {
-    if (this.#writtenOffset === this.#offset) return;
-    if (this.#failure !== undefined) throw this.#failure;
-    this.#drain(this.#current!, this.#offset - this.#stagedFrom);
-    this.#writtenOffset = this.#offset;
+    this.#tail.write();
   }
 
   /** Copies `blockCount` blocks whose frames start at `position` into `target`; each is verified ("corrupt"). */
@@ -326,11 +302,9 @@ export class Journal {
     assert(entry !== undefined, "a position that is still needed was not released");
     const length = blockCount * RAW_FRAME_BYTES;
     const offset = position - number * this.#fileBytes;
-    if (entry === this.#current && offset + length > this.#writtenOffset) {
-      this.#readStaged(entry, offset, target, targetAt, length);
-    } else {
-      entry.file.readSync(target.subarray(targetAt, targetAt + length), offset);
-    }
+    const bytes = target.subarray(targetAt, targetAt + length);
+    if (entry === this.#current) this.#tail.read(offset, bytes);
+    else entry.file.readSync(bytes, offset);
     for (let index = 0; index < blockCount; index += 1) {
       const seed = journalFrameSeed(this.#seed, position + index * RAW_FRAME_BYTES);
       if (!isIntactRawFrame(target, targetAt + index * RAW_FRAME_BYTES, lba + index, seed)) {
@@ -350,8 +324,8 @@ export class Journal {
     if (this.#syncedPosition === this.position) return undefined;
     try {
       this.commit();
-    } catch (error) {
-      return Promise.reject(error as OperationError);
+    } catch {
+      return Promise.reject(this.#tail.failure ?? distrust());
     }
     if (this.#syncing === undefined) return this.#startSync();
     if (this.#syncingPosition === this.position) return this.#syncing;
@@ -414,68 +388,6 @@ export class Journal {
     return await quarantine(this.#disk, named, this.#limitBytes);
   }
 
-  /** Puts a record behind what is staged, and what does not fit into the file; returns the record's checksum. */
-  #stage(
-    entry: JournalFile,
-    length: number,
-    record: { sequence: number; epoch: number; lba: number; blockCount: number; kind: number },
-    source: Buffer | undefined,
-    sourceAt: number,
-  ): number {
-    const staging = this.#staging;
-    const recordPosition = entry.number * this.#fileBytes + this.#offset;
-    const headBytes = recordHeadBytes(1);
-    let fill = this.#offset - this.#stagedFrom;
-    if (fill + headBytes > STAGING_BYTES) fill = this.#drainPages(entry, fill);
-    const checksum = encodeRecordHead(staging, fill, { ...record, chain: this.#chain });
-    fill += headBytes;
-    for (let block = 0; source !== undefined && block < record.blockCount; block += 1) {
-      if (fill + RAW_FRAME_BYTES > STAGING_BYTES) fill = this.#drainPages(entry, fill);
-      const from = sourceAt + block * BLOCK_BYTES;
-      source.copy(staging, fill + FRAME_HEADER_BYTES, from, from + BLOCK_BYTES);
-      const framePosition = recordPosition + headBytes + block * RAW_FRAME_BYTES;
-      sealRawFrame(staging, fill, record.lba + block, journalFrameSeed(this.#seed, framePosition));
-      fill += RAW_FRAME_BYTES;
-    }
-    assert(this.#stagedFrom + fill === this.#offset + length, "a record has the length that it says");
-    return checksum;
-  }
-
-  /** Makes room in the staging buffer, `fill` bytes of which are in use; answers how many are then. */
-  #drainPages(entry: JournalFile, fill: number): number {
-    const whole = fill - (fill % PAGE_BYTES);
-    this.#drain(entry, whole);
-    if (this.#offset < this.#stagedFrom) this.#writtenOffset = this.#offset;
-    return fill - whole;
-  }
-
-  /** Writes the first `length` staged bytes, padded to whole pages; the last page stays staged where it is not full. */
-  #drain(entry: JournalFile, length: number): void {
-    const padded = Math.ceil(length / PAGE_BYTES) * PAGE_BYTES;
-    const whole = length - (length % PAGE_BYTES);
-    if (padded > length) this.#staging.fill(0, length, padded);
-    try {
-      entry.file.writeSync(this.#staging.subarray(0, padded), this.#stagedFrom);
-    } catch (error) {
-      this.#failure = asOperationError(
-        error,
-        "unavailable",
-        "the journal's disk fails: move the volume to another node",
-      );
-      throw this.#failure;
-    }
-    if (whole > 0) this.#staging.copyWithin(0, whole, whole + PAGE_BYTES);
-    this.#stagedFrom += whole;
-  }
-
-  /** A range of the current file that it does not hold, or not all of: the rest is staged. */
-  #readStaged(entry: JournalFile, offset: number, target: Buffer, targetAt: number, length: number): void {
-    const inFile = Math.max(0, Math.min(length, this.#stagedFrom - offset));
-    if (inFile > 0) entry.file.readSync(target.subarray(targetAt, targetAt + inFile), offset);
-    const from = offset + inFile - this.#stagedFrom;
-    this.#staging.copy(target, targetAt + inFile, from, from + length - inFile);
-  }
-
   /** Makes `entry` the file that records go to. */
   #enter(entry: JournalFile, begins: boolean): void {
     const header = {
@@ -491,9 +403,7 @@ export class Journal {
     entry.header = header;
     entry.file.writeSync(encodeFileHeader(header), 0);
     this.#current = entry;
-    this.#offset = FILE_HEADER_BYTES;
-    this.#stagedFrom = FILE_HEADER_BYTES;
-    this.#writtenOffset = FILE_HEADER_BYTES;
+    this.#tail.enter(entry.file, FILE_HEADER_BYTES);
     this.#markUnsynced(entry);
   }
 
@@ -607,9 +517,7 @@ export class Journal {
     const current = this.#current!;
     if (this.#roomWaiters.length === 0 || this.#released < this.position || !this.#files.has(current.number))
       return false;
-    this.#offset = this.#fileBytes;
-    this.#stagedFrom = this.#fileBytes;
-    this.#writtenOffset = this.#fileBytes;
+    this.#tail.enter(current.file, this.#fileBytes);
     this.#released = this.position;
     this.#files.delete(current.number);
     this.#unsynced.delete(current);

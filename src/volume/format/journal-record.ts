@@ -108,15 +108,21 @@ export function recordHeadBytes(extentCount: number): number {
   return (RECORD_HEADER_BYTES + extentCount * RECORD_EXTENT_BYTES + 15) & ~15;
 }
 
+/** What the head of a record with one extent says; `chain` is the checksum of the record before it. */
+export interface RecordHead {
+  sequence: number;
+  epoch: number;
+  lba: number;
+  blockCount: number;
+  kind: number;
+  chain: number;
+}
+
 /**
  * Writes the head of a record with one extent at `at` of `target` and returns its checksum, the next record's chain.
  * `blockCount` blocks from `lba`; frames follow where `kind` is EXTENT_DATA.
  */
-export function encodeRecordHead(
-  target: Buffer,
-  at: number,
-  record: { sequence: number; epoch: number; lba: number; blockCount: number; kind: number; chain: number },
-): number {
+export function encodeRecordHead(target: Buffer, at: number, record: RecordHead): number {
   const head = recordHeadBytes(1);
   const data = record.kind === EXTENT_DATA ? record.blockCount * RAW_FRAME_BYTES : 0;
   target.writeUInt32LE(RECORD_MAGIC, at + 4);
