@@ -59,7 +59,7 @@ kernelTests({ url: import.meta.url, name: "a data plane that dies under load", t
       const ids = claims.map((claim) => claim.volumeId);
       const [node] = cluster.nodes;
       const complaints = await countComplaints();
-      const loads = claims.map((claim) => new VerifiedLoad(`${claim.target}/file`, { sizeMib: 6 }));
+      const loads = claims.map((claim) => new VerifiedLoad(`${claim.target}/file`, { sizeKib: 6144 }));
       const awayMs: number[] = [];
       for (const signal of ["SIGTERM", "SIGKILL"] as const) {
         // A request waits for one absence at most: the timer has seen to those of the last one by then.

@@ -10,6 +10,7 @@ import { kernelTests } from "../kernel/kernel-tests.ts";
 import { tortureSqlite } from "../torture/databases.ts";
 import { Figures } from "../torture/figures.ts";
 import type { Torture } from "../torture/laboratory.ts";
+import { tortureByLog } from "../torture/write-log.ts";
 
 const timeout = 280_000;
 
@@ -30,6 +31,15 @@ kernelTests({ url: import.meta.url, name: "real crashes", timeoutMs: 890_000, me
       const figures = await rounds(2, tortureSqlite);
       assert.equal(figures.countOf("deaths of databases, each with the server"), 8);
       assert.ok(figures.countOf("acknowledged commits") >= 16);
+    },
+  );
+
+  test(
+    "what the kernel's own log of writes says was flushed is there after the loss of the machine",
+    { timeout },
+    async () => {
+      const figures = await rounds(1, tortureByLog);
+      assert.ok(figures.countOf("replays to a flush") > 0);
     },
   );
 });

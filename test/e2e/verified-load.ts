@@ -4,7 +4,7 @@
  */
 import { run } from "./content.ts";
 
-const defaultSizeMib = 4;
+const defaultSizeKib = 4096;
 
 interface FioDirection {
   total_ios: number;
@@ -27,9 +27,9 @@ export class VerifiedLoad {
 
   constructor(
     file: string,
-    { firstSeed = 1, sizeMib = defaultSizeMib }: { firstSeed?: number; sizeMib?: number } = {},
+    { firstSeed = 1, sizeKib = defaultSizeKib }: { firstSeed?: number; sizeKib?: number } = {},
   ) {
-    this.#done = this.#work(file, firstSeed, sizeMib);
+    this.#done = this.#work(file, firstSeed, sizeKib);
     // Its failure is told by stop().
     this.#done.catch(() => (this.#isRunning = false));
   }
@@ -44,9 +44,9 @@ export class VerifiedLoad {
     await this.#done;
   }
 
-  async #work(file: string, firstSeed: number, sizeMib: number): Promise<void> {
+  async #work(file: string, firstSeed: number, sizeKib: number): Promise<void> {
     for (let seed = firstSeed; this.#isRunning; seed += 1) {
-      const { error, read, write, sync } = await verifiedLoad(file, { seed, sizeMib });
+      const { error, read, write, sync } = await verifiedLoad(file, { seed, sizeKib });
       this.writes += write.total_ios;
       this.errors += error;
       const waits = [read, write, sync].map(({ lat_ns: { max } }) => max / 1e6);
@@ -60,12 +60,12 @@ export class VerifiedLoad {
  * time: fio leaves unread what it wrote last when its time is over. With a seed of its own, so that what an earlier
  * load has left in a block is not taken for its own.
  */
-async function verifiedLoad(file: string, { seed, sizeMib }: { seed: number; sizeMib: number }): Promise<FioJob> {
+async function verifiedLoad(file: string, { seed, sizeKib }: { seed: number; sizeKib: number }): Promise<FioJob> {
   const what = "--name=load --rw=randwrite --bs=4k --ioengine=psync --direct=1 --fsync=16";
   const how = "--verify=crc32c --verify_backlog=64 --verify_fatal=1 --verify_state_save=0 --output-format=json";
   const flags = [
     `--filename=${file}`,
-    `--size=${sizeMib}m`,
+    `--size=${sizeKib}k`,
     `--randseed=${seed}`,
     ...what.split(" "),
     ...how.split(" "),

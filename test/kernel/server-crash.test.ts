@@ -56,7 +56,7 @@ kernelTests({ url: import.meta.url, name: "a killed server is replaced under loa
     const at = join(directory, "mount");
     await run("mkfs.ext4", ["-q", device]);
     await run("mount", ["--mkdir", device, at]);
-    const load = new VerifiedLoad(join(at, "file"), { sizeMib: 8 });
+    const load = new VerifiedLoad(join(at, "file"), { sizeKib: 8192 });
     for (let round = 0; round < 2; round += 1) {
       await systemClock.sleep(1500);
       await killServer();

@@ -46,7 +46,8 @@ export class CommitTeller {
   readonly #record: CommitRecord;
   readonly #child: ChildProcess;
   readonly #ended: Promise<unknown>;
-  #found: number | undefined;
+  #isChecked = false;
+  #loss: Error | undefined;
   #said = "";
   #waiters: (() => void)[] = [];
 
@@ -60,10 +61,10 @@ export class CommitTeller {
     this.#ended = once(child, "close").then(() => this.#wake());
   }
 
-  /** How many commits the database held when it was opened. */
-  async found(): Promise<number> {
-    await this.#until(() => this.#found !== undefined);
-    return this.#found ?? 0;
+  /** Resolves once the application has said what its database holds; rejects where commits are missing there. */
+  async untilChecked(): Promise<void> {
+    await this.#until(() => this.#isChecked);
+    if (this.#loss !== undefined) throw this.#loss;
   }
 
   async untilCommitted(commits: number): Promise<void> {
@@ -89,10 +90,20 @@ export class CommitTeller {
 
   #line(line: string): void {
     const [word, number] = line.split(" ");
-    if (word === "holds") this.#found = Number(number);
+    if (word === "holds") this.#check(Number(number));
     else if (word === "begins") this.#record.begun = Number(number);
     else if (word === "commits") this.#record.acknowledged = Number(number);
     this.#wake();
+  }
+
+  /** At once: lines of later commits may have come together with this one. */
+  #check(found: number): void {
+    this.#isChecked = true;
+    try {
+      this.#record.mustExplain(found);
+    } catch (error) {
+      this.#loss = error as Error;
+    }
   }
 
   #wake(): void {
@@ -119,7 +130,7 @@ export class SqliteApplication implements Application {
       stdio: ["pipe", "pipe", "pipe"],
     });
     this.#teller = new CommitTeller(this.record, child);
-    this.record.mustExplain(await this.#teller.found());
+    await this.#teller.untilChecked();
     await this.untilCommitted(1);
   }
 

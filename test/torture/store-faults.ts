@@ -28,6 +28,8 @@ import { LedgerProcess } from "./ledger-process.ts";
 
 const shortestFaultMs = 2000;
 const longestFaultMs = 6000;
+/** Small: each of its reads is a request to the store. */
+const loadKib = 256;
 const dayMs = 86_400_000;
 
 /** One round in so many the driver's server is killed while the fault lasts. */
@@ -133,16 +135,16 @@ async function onS3(torture: Torture, work: (scene: Scene) => Promise<void>): Pr
       ledgers.push(ledger);
     }
     const complaints = await countComplaints();
-    const loads = claims.map((claim) => new VerifiedLoad(join(claim.target, "file"), { sizeMib: 1 }));
+    const loads = claims.map((claim) => new VerifiedLoad(join(claim.target, "file"), { sizeKib: loadKib }));
     await work(scene);
-    for (const load of loads) {
-      await load.stop();
-      torture.figures.count("verified writes of fio", load.writes);
-      torture.figures.count("errors that fio met", load.errors);
-    }
     for (const ledger of ledgers) {
       await ledger.stop();
       torture.figures.count("synced records", ledger.takeCount());
+    }
+    await Promise.all(loads.map((load) => load.stop()));
+    for (const { writes, errors } of loads) {
+      torture.figures.count("verified writes of fio", writes);
+      torture.figures.count("errors that fio met", errors);
     }
     await mustNotComplain(complaints);
     await mustHoldAll(scene, () => crashMachine(cluster, claims, { lost: claims }));
