@@ -4,9 +4,10 @@
  * turn into I/O errors of a mounted file system. Off until serving() is called: while a volume is opened, the caller
  * wants to hear of such errors at once.
  *
+ * Requests that wait ask again one at a time, every five seconds; once one is answered, all of them do.
  * It gives up only when the request's signal aborts. What is "corrupt" is not tried again.
  */
-import type { Clock } from "../base/clock.ts";
+import type { Clock, Timer } from "../base/clock.ts";
 import { describe, isKind } from "../base/errors.ts";
 import type { Log, LogFields } from "../base/log.ts";
 import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
@@ -22,6 +23,9 @@ export class PatientStore implements ObjectStore {
   readonly #log: Log;
   #isServing = false;
   #quietUntilMs = -Infinity;
+  /** Lets requests go on that wait for their turn, in the order in which they came. */
+  readonly #waiting = new Set<() => void>();
+  #timer: Timer | undefined;
 
   constructor(store: ObjectStore, environment: { clock: Clock; log: Log }) {
     this.location = store.location;
@@ -78,12 +82,44 @@ export class PatientStore implements ObjectStore {
   ): Promise<T> {
     for (;;) {
       try {
-        return await request();
+        const answer = await request();
+        for (const goOn of this.#waiting) goOn();
+        return answer;
       } catch (error) {
         if (!this.#isServing || options?.signal?.aborted === true || isKind(error, "corrupt", "fenced")) throw error;
         this.#complain({ operation, key, error: describe(error) });
       }
-      await this.#clock.sleep(PAUSE_MS, options?.signal);
+      await this.#turn(options?.signal);
     }
+  }
+
+  /** Rejects with the signal's reason when it aborts. */
+  #turn(signal: AbortSignal | undefined): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const leave = (): void => {
+        this.#waiting.delete(goOn);
+        signal?.removeEventListener("abort", giveUp);
+      };
+      const goOn = (): void => {
+        leave();
+        resolve();
+      };
+      const giveUp = (): void => {
+        leave();
+        reject(signal?.reason as Error);
+      };
+      signal?.addEventListener("abort", giveUp, { once: true });
+      this.#waiting.add(goOn);
+      if (this.#waiting.size === 1) this.#callNext();
+    });
+  }
+
+  #callNext(): void {
+    this.#timer ??= this.#clock.after(PAUSE_MS, () => {
+      this.#timer = undefined;
+      const [goOn] = this.#waiting;
+      goOn?.();
+      if (this.#waiting.size > 0) this.#callNext();
+    });
   }
 }

@@ -28,11 +28,14 @@ function bench(failure: (nowMs: number) => OperationError | undefined) {
 }
 
 test("while a volume is served, refusals are waited out and told once a minute, however many requests wait", async () => {
-  const { clock, said, store } = bench((nowMs) => (nowMs < HOUR ? new OperationError("invalid", "denied") : undefined));
+  const { clock, said, store, requests } = bench((nowMs) =>
+    nowMs < HOUR ? new OperationError("invalid", "denied") : undefined,
+  );
   store.serving();
   const bodies = await Promise.all(Array.from({ length: 20 }, () => store.get("k")));
   assert.ok(bodies.every((body) => body?.toString() === "there"));
   assert.ok(clock.monotonicMs() < HOUR + 5001, `answered after ${clock.monotonicMs()} ms`);
+  assert.ok(requests() <= 20 + HOUR / 5000 + 20, `${requests()} requests`);
   assert.ok(said.length >= 58 && said.length <= 61, `${said.length} lines`);
 });
 
