@@ -57,7 +57,7 @@ export class NbdModel {
   }
 
   #run(frame: Frame, payload: Buffer): Buffer {
-    const error = this.#errorOf(frame);
+    const error = this.errorOf(frame);
     const head = Buffer.alloc(16);
     head.writeUInt32BE(0x67446698, 0);
     head.writeUInt32BE(error, 4);
@@ -71,7 +71,8 @@ export class NbdModel {
     return head;
   }
 
-  #errorOf({ flags, type, offset, length }: Frame): number {
+  /** What the request is answered; it depends on nothing that came before. */
+  errorOf({ flags, type, offset, length }: Omit<Frame, "cookie">): number {
     if (![0, 1, 3, 4, 6].includes(type)) return EINVAL;
     if ((flags & ~(type === 6 ? 3 : 1)) !== 0) return EINVAL;
     if (type === 3) return offset === 0n && length === 0 ? NO_ERROR : EINVAL;
