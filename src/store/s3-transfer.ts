@@ -132,11 +132,16 @@ export class PartsStream extends Readable {
   }
 }
 
+/** Longer bodies are no objects of ours: a segment, the largest, has 64 MiB at most. */
+const MAX_BODY_BYTES = 128 * 1024 * 1024;
+
 /**
  * All bytes of `source`, which announced `length` of them (undefined: it did not say, then its own end counts).
- * Rejects with "corrupt" where more or fewer come, and with the connection's error where it breaks.
+ * Rejects with "corrupt" where more or fewer come, or more than any object of ours has, before memory is taken for
+ * them; and with the connection's error where it breaks.
  */
 export function gather(source: Readable, length: number | undefined, onProgress: () => void): Promise<Buffer> {
+  if (length !== undefined && length > MAX_BODY_BYTES) return Promise.reject(tooLong(length));
   return new Promise((resolve, reject) => {
     const target = length === undefined ? undefined : Buffer.allocUnsafeSlow(length);
     const chunks: Buffer[] = [];
@@ -146,6 +151,7 @@ export function gather(source: Readable, length: number | undefined, onProgress:
       if (target === undefined) chunks.push(chunk);
       else if (received + chunk.length <= target.length) chunk.copy(target, received);
       received += chunk.length;
+      if (received > MAX_BODY_BYTES) source.destroy(tooLong(received));
     });
     source.on("error", reject);
     source.on("close", () => reject(Object.assign(new Error("body broke off"), { code: "ECONNRESET" })));
@@ -161,4 +167,8 @@ export function gather(source: Readable, length: number | undefined, onProgress:
       }
     });
   });
+}
+
+function tooLong(bytes: number): OperationError {
+  return new OperationError("corrupt", "the store sent a longer body than any object has", { context: { bytes } });
 }
