@@ -11,10 +11,10 @@ import type { FuzzTarget } from "./target.ts";
 import { verdict } from "./verdict.ts";
 
 /** Targets that open files, volumes and sockets for each case get fewer of them. */
-const SLOW = /^(journal-(damaged|forged)|cache-|nbd-|stored-volume)/;
+const SLOW = /^(journal-(damaged|forged)|cache-|nbd-|stored-volume|csi-|control-api|grpc-|s3-)/;
 
 for (const [name, make] of Object.entries(targets)) {
-  const cases = SLOW.test(name) ? 100 : 1000;
+  const cases = SLOW.test(name) ? 40 : 500;
   test(`${name}: every input of ${cases} is a value or a typed error, soon and in little memory`, async () => {
     const target = await make();
     try {

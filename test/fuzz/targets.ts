@@ -1,8 +1,10 @@
 /** All targets by name. */
 import { cacheTargets } from "./targets/cache.ts";
+import { grpcTargets } from "./targets/grpc.ts";
 import { journalTargets } from "./targets/journal.ts";
 import { nbdTargets } from "./targets/nbd.ts";
 import { netlinkTargets } from "./targets/netlink.ts";
+import { s3Targets } from "./targets/s3-answers.ts";
 import { storedFormats } from "./targets/stored-formats.ts";
 import { volumeTargets } from "./targets/stored-volume.ts";
 import { textTargets } from "./targets/texts.ts";
@@ -16,4 +18,6 @@ export const targets: Readonly<Record<string, MakeTarget>> = {
   ...volumeTargets,
   ...nbdTargets,
   ...netlinkTargets,
+  ...grpcTargets,
+  ...s3Targets,
 };

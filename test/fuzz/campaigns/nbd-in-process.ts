@@ -15,9 +15,8 @@ import { type FrameStream, frameStream, ReplyChecker } from "../nbd-frames.ts";
 
 const SIZE_BYTES = 1024 * 1024;
 const FRAMES_PER_STREAM = 4096;
-const STREAMS = 16;
-/** A set of streams is used this often, then made anew. */
-const ROUNDS = 64;
+const STREAMS = 32;
+const WARM_UP_ROUNDS = 4;
 
 export interface FramesReport {
   frames: number;
@@ -32,23 +31,23 @@ export async function manyFrames(options: { seed: number; frames: number }): Pro
   const device = new MemoryDevice({ sizeBytes: SIZE_BYTES, blockSizeBytes: 1 });
   const neighbour = new Neighbour(device, pool);
   const report = { frames: 0, connections: 0, growthBytes: 0 };
+  const random = new SeededRandom(options.seed);
+  const shape = { frames: FRAMES_PER_STREAM, flushEvery: 50, payloadBytes: 1024 };
+  // Made once, so that what grows is not the garbage of making them.
+  const streams = Array.from({ length: STREAMS }, () => frameStream(random, region, shape));
   let settled: number | undefined;
-  for (let set = 0; report.frames < options.frames; set += 1) {
-    const random = new SeededRandom(Math.imul(options.seed, 0x9e3779b1) ^ set);
-    const shape = { frames: FRAMES_PER_STREAM, flushEvery: 50, payloadBytes: 1024 };
-    const streams = Array.from({ length: STREAMS }, () => frameStream(random, region, shape));
-    for (let round = 0; round < ROUNDS * STREAMS && report.frames < options.frames; round += 1) {
-      const stream = streams[round % STREAMS];
-      await oneConnection(device, pool, stream, random);
-      report.frames += stream.frames;
-      report.connections += 1;
-      if (round % STREAMS === 0) await neighbour.check();
-    }
-    // What the first set allocated is what any allocates: from there on memory is held against it.
-    settled ??= settledBytes();
+  while (report.frames < options.frames) {
+    const stream = streams[report.connections % STREAMS];
+    await oneConnection(device, pool, stream, random);
+    report.frames += stream.frames;
+    report.connections += 1;
+    if (report.connections % STREAMS === 0) await neighbour.check();
+    // What the first streams allocated is what any allocate: from there on memory is held against it.
+    if (report.connections === STREAMS * WARM_UP_ROUNDS) settled = settledBytes();
   }
   await neighbour.close();
-  report.growthBytes = settledBytes() - settled!;
+  const endBytes = settledBytes();
+  report.growthBytes = endBytes - (settled ?? endBytes);
   return report;
 }
 
