@@ -7,7 +7,7 @@
  * Requests that wait ask again one at a time, every five seconds; once one is answered, all of them do.
  * It gives up only when the request's signal aborts. What is "corrupt" is not tried again.
  */
-import type { Clock, Timer } from "../base/clock.ts";
+import type { Clock } from "../base/clock.ts";
 import { describe, isKind } from "../base/errors.ts";
 import type { Log, LogFields } from "../base/log.ts";
 import type { ByteRange, ListOptions, ListPage, ObjectStore, PutOutcome, RequestOptions } from "./object-store.ts";
@@ -25,7 +25,7 @@ export class PatientStore implements ObjectStore {
   #quietUntilMs = -Infinity;
   /** Lets requests go on that wait for their turn, in the order in which they came. */
   readonly #waiting = new Set<() => void>();
-  #timer: Timer | undefined;
+  #isCalling = false;
 
   constructor(store: ObjectStore, environment: { clock: Clock; log: Log }) {
     this.location = store.location;
@@ -115,8 +115,10 @@ export class PatientStore implements ObjectStore {
   }
 
   #callNext(): void {
-    this.#timer ??= this.#clock.after(PAUSE_MS, () => {
-      this.#timer = undefined;
+    if (this.#isCalling) return;
+    this.#isCalling = true;
+    this.#clock.after(PAUSE_MS, () => {
+      this.#isCalling = false;
       const [goOn] = this.#waiting;
       goOn?.();
       if (this.#waiting.size > 0) this.#callNext();
