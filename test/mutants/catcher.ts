@@ -60,8 +60,9 @@ async function runSeeds(
   const found = caughtPattern.exec(output);
   if (brokenPattern.test(output)) return { outcome: "broken", detail: lastLines(output) };
   if (code === 0) return { outcome: "survived", detail: "" };
+  if (code === null) return { outcome: "survived", detail: "until its time was over" };
   if (found !== null) return { outcome: "caught", seed: Number(found[1]), detail: found[2] };
-  return { outcome: "broken", detail: `ended with ${code ?? "a signal"}: ${lastLines(output)}` };
+  return { outcome: "broken", detail: `ended with ${code}: ${lastLines(output)}` };
 }
 
 async function runTestFile(

@@ -34,5 +34,6 @@ export async function eachInParallel(
       await tree.remove();
     }
   };
-  await Promise.all(Array.from({ length: Math.min(jobs, mutants.length) }, work));
+  const ended = await Promise.allSettled(Array.from({ length: Math.min(jobs, mutants.length) }, work));
+  for (const result of ended) if (result.status === "rejected") throw result.reason;
 }

@@ -75,9 +75,9 @@ export const journalMutants: readonly Mutant[] = [
   },
   {
     name: "page-tail-not-loaded",
-    file: "src/volume/journal.ts",
-    find: "    if (end.offset > pageStart) await last.file.read",
-    replace: "    if (end.offset < pageStart) await last.file.read",
+    file: "src/volume/journal-tail.ts",
+    find: "if (offset > pageStart) await file.read(",
+    replace: "if (offset < pageStart) await file.read(",
     why: "the first write after a restart destroys the record before it",
   },
   {

@@ -31,6 +31,17 @@ export const mapMutants: readonly Mutant[] = [
     why: "a changed part of the map is dropped from memory before a checkpoint has it: older data is read",
   },
   {
+    name: "page-overwrites-newer-shard",
+    file: "src/volume/block-map.ts",
+    find: ".then((shard) => this.#shards.get(index) ?? this.#keep(shard))",
+    replace: ".then((shard) => this.#keep(shard))",
+    why: "a page that comes late replaces a shard that was cleared meanwhile: trimmed data comes back",
+    test: {
+      file: "test/volume/block-map.test.ts",
+      name: "a shard that is cleared while its page is on its way stays cleared",
+    },
+  },
+  {
     name: "zeroes-not-applied",
     file: "src/volume/map-apply.ts",
     find: "if (kind === EXTENT_ZERO) shard.set(block, count, 0, 0);",

@@ -19,10 +19,10 @@ export const nbdMutants: readonly Mutant[] = [
   {
     name: "answered-before-completion",
     file: "src/nbd/transmission.ts",
-    find: "    if (result === undefined) return this.#reply(0);\n    let borrowed",
+    find: "    let borrowed: Slab | undefined;\n",
     replace:
-      "    if (result === undefined) return this.#reply(0);\n" +
-      "    if (payloadBytes === 0) {\n      result.catch(() => undefined);\n      return this.#reply(0);\n    }\n    let borrowed",
+      "    if (payloadBytes === 0) {\n      result.catch(() => undefined);\n      return this.#reply(0);\n    }\n" +
+      "    let borrowed: Slab | undefined;\n",
     why: "flushes and trims are answered before the volume has completed them",
   },
   {

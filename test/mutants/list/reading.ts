@@ -25,6 +25,13 @@ export const readingMutants: readonly Mutant[] = [
     why: "rot in the cache or in S3 is served",
   },
   {
+    name: "single-cached-frame-not-verified",
+    file: "src/volume/read-path.ts",
+    find: "if (!isIntactRawFrame(this.#oneFrame, 0, lba, seed, this.#oneSealed)) return false;",
+    replace: "if (seed < 0) return false;",
+    why: "rot in the cache is served to reads of one block",
+  },
+  {
     name: "second-reading-not-verified",
     file: "src/volume/read-path.ts",
     find: "    const frames = await this.#reader.refetch(segment, offset, blocks * RAW_FRAME_BYTES);\n    if (copyFrames(frames, segment.seed, lba, blocks, target, at)) return;",
@@ -38,9 +45,9 @@ export const readingMutants: readonly Mutant[] = [
   {
     name: "no-second-reading",
     file: "src/volume/read-path.ts",
-    find: "      if (!copyFrames(frames, segment.seed, lba + done, count, target, at + done * BLOCK_BYTES)) {\n        return this.#refetch",
+    find: "      if (!intact) {\n        return this.#refetch",
     replace:
-      "      if (!copyFrames(frames, segment.seed, lba + done, count, target, at + done * BLOCK_BYTES)) {\n" +
+      "      if (!intact) {\n" +
       '        if (count > 0) throw new OperationError("corrupt", "the cache is rotten");\n' +
       "        return this.#refetch",
     why: "rot in the local cache fails reads that S3 could answer",

@@ -80,15 +80,17 @@ export const writePathMutants: readonly Mutant[] = [
   {
     name: "fua-forgotten-on-write",
     file: "src/volume/volume.ts",
-    find: "    this.#append(lba, blocks, source, 0);\n    return fua ? this.flush() : undefined;",
-    replace: "    this.#append(lba, blocks, source, 0);\n    return undefined;",
+    find: "    this.#append(lba, blocks, source, 0);\n    if (!this.#batching) this.#journal.commit();\n    return fua ? this.flush() : undefined;",
+    replace:
+      "    this.#append(lba, blocks, source, 0);\n    if (!this.#batching) this.#journal.commit();\n    return undefined;",
     why: "a write with FUA is answered before it is durable",
   },
   {
     name: "fua-forgotten-on-zeroes",
     file: "src/volume/volume.ts",
-    find: "    this.#append(lba, blocks, undefined, 0);\n    return fua ? this.flush() : undefined;",
-    replace: "    this.#append(lba, blocks, undefined, 0);\n    return undefined;",
+    find: "    this.#append(lba, blocks, undefined, 0);\n    if (!this.#batching) this.#journal.commit();\n    return fua ? this.flush() : undefined;",
+    replace:
+      "    this.#append(lba, blocks, undefined, 0);\n    if (!this.#batching) this.#journal.commit();\n    return undefined;",
     why: "zeroes or a trim with FUA are answered before they are durable",
   },
   {
@@ -97,6 +99,13 @@ export const writePathMutants: readonly Mutant[] = [
     find: "    if (fua) await this.flush();\n",
     replace: "",
     why: "a write with FUA that had to wait for room in the journal is answered before it is durable",
+  },
+  {
+    name: "batch-not-written",
+    file: "src/volume/volume.ts",
+    find: "    this.#batching = false;\n    this.#journal.commit();",
+    replace: "    this.#batching = false;",
+    why: "writes are answered before the journal's file has them: the death of the process loses them",
   },
   {
     name: "local-flush-without-sync",
