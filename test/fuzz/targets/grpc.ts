@@ -16,7 +16,9 @@ import { Client, credentials, type ServiceDefinition, type ServiceError, status 
 import { controlService } from "../../../src/attachment/control-protocol.ts";
 import { ControlServer } from "../../../src/attachment/control-server.ts";
 import type { AttachOptions, DataPlane } from "../../../src/attachment/data-plane.ts";
+import { crc32 } from "../../../src/base/checksum.ts";
 import { OperationError } from "../../../src/base/errors.ts";
+import { SeededRandom } from "../../../src/base/seeded-random.ts";
 import { systemClock } from "../../../src/base/system-clock.ts";
 import { loadCsiServices } from "../../../src/csi/grpc-server.ts";
 import { isVolumeId } from "../../../src/volume/identity.ts";
@@ -74,6 +76,8 @@ function callsTarget(name: string, doorway: Doorway): FuzzTarget {
       const { method, bytes, isMessage } = encodeCall(doorway, input);
       const answer = await unary(client, doorway.service[method].path, bytes);
       checkAnswer(answer, isMessage);
+      const mayRepeat = !isMessage || isSecretElsewhere(input);
+      assert.ok(mayRepeat || !answer.details.includes(CANARY), "a secret comes back");
       cases += 1;
       if (cases % 16 === 0) {
         const path = doorway.service[probe.method].path;
@@ -82,7 +86,7 @@ function callsTarget(name: string, doorway: Doorway): FuzzTarget {
       }
       for (const line of doorway.log.lines.splice(0)) {
         assert.ok(!line.includes("unexpectedly") && !line.includes('"outcome":"bug"'), line);
-        assert.ok(!line.includes(CANARY), "a secret is in the log");
+        assert.ok(mayRepeat || !line.includes(CANARY), "a secret is in the log");
       }
       return code[answer.code];
     },
@@ -93,18 +97,29 @@ function callsTarget(name: string, doorway: Doorway): FuzzTarget {
   };
 }
 
-/** The method and the bytes of a call; input that is no call goes out as it is, to a method that it picks. */
+/** The method and the bytes of a call. What is no call decides how the encoded message of a sound one is changed. */
 function encodeCall(doorway: Doorway, input: Buffer): { method: string; bytes: Buffer; isMessage: boolean } {
-  const methods = Object.keys(doorway.service);
   try {
     const { method, request } = JSON.parse(input.toString()) as Call;
     if (Object.hasOwn(doorway.service, method)) {
       return { method, bytes: doorway.service[method].requestSerialize(request), isMessage: true };
     }
   } catch {
-    // No JSON, or no message of this method: its bytes serve as a message of any.
+    // No JSON, or a value that no message of this method can hold.
   }
-  return { method: methods[(input[0] ?? 0) % methods.length], bytes: input, isMessage: false };
+  const random = new SeededRandom(crc32(input));
+  const { method, request } = doorway.calls[random.below(doorway.calls.length)];
+  const message = doorway.service[method].requestSerialize(request);
+  const bytes = random.below(4) === 0 ? input : mutated(message, random, [input]);
+  return { method, bytes, isMessage: false };
+}
+
+/** Whether a change has put the secret where no secret belongs, such as into the name of a volume. */
+function isSecretElsewhere(input: Buffer): boolean {
+  const { request } = JSON.parse(input.toString()) as { request: { secrets?: unknown } | null };
+  const { secrets: given, ...rest } = request ?? {};
+  const names = typeof given === "object" && given !== null ? Object.keys(given) : [given];
+  return JSON.stringify([rest, names]).includes(CANARY);
 }
 
 interface Answer {
@@ -131,7 +146,6 @@ function checkAnswer(answer: Answer, isMessage: boolean): void {
   const isUndecodable = answer.code === code.INTERNAL && !isMessage;
   assert.ok(PLANNED.has(answer.code) || isUndecodable, `answered ${code[answer.code]}: ${details}`);
   assert.doesNotMatch(details, /did not expect/);
-  assert.ok(!details.includes(CANARY), "a secret comes back");
   assert.ok(details.length <= 2048 && !/\n\s+at /.test(details), "a stack comes back");
 }
 
