@@ -59,6 +59,13 @@ function check(database: DatabaseSync): number {
   return last;
 }
 
+/** Resolves once the line has left this process, whoever is slow to read it: a killed one tells nothing any more. */
+function tell(line: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(`${line}\n`, (error) => (error ? reject(error) : resolve()));
+  });
+}
+
 async function commitOn(database: DatabaseSync, first: number): Promise<void> {
   let isOver = false;
   process.stdin.resume().once("end", () => (isOver = true));
@@ -67,13 +74,13 @@ async function commitOn(database: DatabaseSync, first: number): Promise<void> {
   const setCounter = database.prepare("UPDATE counter SET number = ?");
   for (let number = first; !isOver; number += 1) {
     const body = blobOf(number);
-    process.stdout.write(`begins ${number}\n`);
+    await tell(`begins ${number}`);
     database.exec("BEGIN IMMEDIATE");
     addCommit.run(number, digest(body));
     putBlob.run(number % blobs, number, body);
     setCounter.run(number);
     database.exec("COMMIT");
-    process.stdout.write(`commits ${number}\n`);
+    await tell(`commits ${number}`);
     await new Promise((resolve) => setImmediate(resolve));
   }
   database.close();
