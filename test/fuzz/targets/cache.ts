@@ -14,7 +14,7 @@ import { VirtualClock } from "../../simulation/virtual-clock.ts";
 import type { FuzzTarget } from "../target.ts";
 
 const CAPACITY_BYTES = 64 * PART_BYTES;
-const ROW_BYTES = 88;
+export const ROW_BYTES = 88;
 const HEADER_BYTES = 32;
 
 interface CachedPart {
@@ -90,7 +90,8 @@ export async function servedParts(
   return served;
 }
 
-function mendIndex(bytes: Buffer): Buffer {
+/** Right checksums over whatever header and rows the index has, as far as one group of rows goes. */
+export function mendIndex(bytes: Buffer): Buffer {
   if (bytes.length < HEADER_BYTES) return bytes;
   const rowsAt = HEADER_BYTES + bytes.readUInt32LE(16) * 16;
   if (rowsAt > bytes.length) return bytes;
