@@ -48,6 +48,9 @@ test("a volume that cannot be reopened is served with errors, tried again, forgo
       await world.leaveBehind(attachOptions(), { record: true, device });
       world.failNext("open resume", outcome);
       const registry = await started(world);
+      const isFinal = outcome !== "unavailable";
+      const opened = world.trace.filter((step) => step.startsWith("open"));
+      assert.deepEqual(opened.slice(1), !isFinal ? ["open resume"] : device ? ["open broken"] : [], outcome);
       states[`${outcome} ${device ? "device" : ""}`] = (await registry.getAttachment(volumeId))?.state;
     }
   }
