@@ -275,7 +275,7 @@ test("what is appended can be read at once, and outlives the process from its co
   const random = new SeededRandom(31);
   for (const uncommitted of [1, 7, 200]) {
     const disk = new MemoryDisk();
-    const journal = await begun(disk);
+    const journal = await begun(disk, 8 * FILE_BYTES);
     const written: { lba: number; source: Buffer; position: number }[] = [];
     const take = async (count: number): Promise<void> => {
       for (let turn = 0; turn < count; turn += 1) {
