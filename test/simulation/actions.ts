@@ -3,36 +3,12 @@
  * A new part of the engine joins by adding its actions here and its checks where it is observed.
  */
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
+import { type Action, anyNode, crashed, logUniform, usedNode } from "./action.ts";
+import { damageActions } from "./damage-actions.ts";
 import type { SimNode } from "./node.ts";
-import type { FaultName } from "./swarm.ts";
 import type { World } from "./world.ts";
 
-export interface Action {
-  name: string;
-  /** How often it is chosen, against the others. */
-  weight: number;
-  /** Only in worlds that have this fault. */
-  fault?: FaultName;
-  /** Does it; false where it made no sense at this moment. */
-  run: (world: World, random: SeededRandom) => boolean;
-}
-
-function anyNode(world: World, random: SeededRandom): SimNode {
-  return world.nodes[random.below(world.nodes.length)];
-}
-
-/** Rather a node that uses the volume. */
-function usedNode(world: World, random: SeededRandom): SimNode {
-  const used = [...world.cluster.sessions.keys()];
-  return used.length > 0 && random.below(5) > 0 ? used[random.below(used.length)] : anyNode(world, random);
-}
-
-function crashed(world: World): true {
-  world.crashes += 1;
-  return true;
-}
-
-export const actions: readonly Action[] = [
+const clusterActions: readonly Action[] = [
   {
     name: "requests",
     weight: 100,
@@ -95,17 +71,7 @@ export const actions: readonly Action[] = [
     fault: "freeze",
     run: (world, random) => {
       const node = usedNode(world, random);
-      const process = node.server?.process;
-      if (process === undefined || process.dead || process.frozen) return false;
-      world.coverage.add("process frozen");
-      world.trace.add(`${process.name} freezes`);
-      process.freeze();
-      world.clock.after(Math.exp(random.fraction() * Math.log(300_000)), () => {
-        if (process.dead || !process.frozen) return;
-        world.coverage.add("process thawed");
-        world.trace.add(`${process.name} thaws`);
-        process.thaw();
-      });
+      if (!node.freezeProcess()) return false;
       if (random.below(2) === 0) takeAway(world, node, random);
       return crashed(world);
     },
@@ -140,7 +106,7 @@ export const actions: readonly Action[] = [
     run: (world, random) => {
       const { cluster } = world;
       const node = anyNode(world, random);
-      if (node === cluster.target) return false;
+      if (node === cluster.target || cluster.recreating) return false;
       if (cluster.target !== undefined) cluster.evicted.add(cluster.target);
       cluster.target = node;
       cluster.forced = false;
@@ -154,8 +120,7 @@ export const actions: readonly Action[] = [
     run: (world, random) => {
       const node = anyNode(world, random);
       if (node === world.cluster.target) return false;
-      world.cluster.target = node;
-      world.cluster.forced = true;
+      takeTo(world, node);
       return crashed(world);
     },
   },
@@ -203,7 +168,7 @@ export const actions: readonly Action[] = [
       if (world.service.out) return false;
       world.coverage.add("outage of the store");
       world.service.out = true;
-      world.clock.after(Math.exp(random.fraction() * Math.log(600_000)), () => (world.service.out = false));
+      world.clock.after(logUniform(random, 600_000), () => (world.service.out = false));
       return true;
     },
   },
@@ -216,7 +181,107 @@ export const actions: readonly Action[] = [
       if (world.service.partitioned.has(name)) return false;
       world.coverage.add("node partitioned from the store");
       world.service.partitioned.add(name);
-      world.clock.after(Math.exp(random.fraction() * Math.log(600_000)), () => world.service.partitioned.delete(name));
+      world.clock.after(logUniform(random, 600_000), () => world.service.partitioned.delete(name));
+      return true;
+    },
+  },
+  {
+    name: "burst",
+    weight: 6,
+    run: (world, random) => {
+      const sessions = [...world.cluster.sessions.values()];
+      if (sessions.length === 0) return false;
+      const session = sessions[random.below(sessions.length)];
+      for (let count = 40; count > 0; count -= 1) {
+        session.step(40);
+        if (random.below(3) === 0) session.flush();
+      }
+      return true;
+    },
+  },
+  {
+    name: "flood while the store is away",
+    weight: 2,
+    fault: "outage",
+    run: (world, random) => {
+      const session = [...world.cluster.sessions.values()][0];
+      if (session === undefined || world.service.out) return false;
+      world.service.out = true;
+      world.clock.after(1000 + random.below(30_000), () => (world.service.out = false));
+      for (let turn = 0; turn < 10; turn += 1) {
+        world.clock.after(turn * 20, () => {
+          for (let count = 12; count > 0; count -= 1) session.step(60);
+        });
+      }
+      if (random.below(3) === 0) world.clock.after(220, () => session.device.breakConnection());
+      return true;
+    },
+  },
+  {
+    name: "crash, then power loss",
+    weight: 2,
+    fault: "power-loss",
+    run: (world, random) => {
+      const node = usedNode(world, random);
+      if (!node.up || node.server === undefined) return false;
+      world.coverage.add("power lost after a crash");
+      node.killProcess("killed before a loss of power");
+      world.clock.after(logUniform(random, 3000), () => node.losePower());
+      world.crashes += 1;
+      return crashed(world);
+    },
+  },
+  {
+    name: "ambush",
+    weight: 5,
+    fault: "kill",
+    run: (world, random) => {
+      // Somebody takes the volume, or has it, and dies or freezes at one of its next requests to the store.
+      const node = usedNode(world, random);
+      const { server } = node;
+      if (server === undefined || server.process.dead) return false;
+      const freezes = world.swarm.enabled.has("freeze") && random.below(2) === 0;
+      const spring = (): void => {
+        if (node.server !== server || server.process.dead) return;
+        world.crashes += 1;
+        world.coverage.add(freezes ? "frozen at a request" : "killed at a request");
+        if (freezes) node.freezeProcess();
+        else node.killProcess("at a request");
+        if (random.below(2) === 0) takeAway(world, node, random);
+      };
+      world.service.ambushes.set(server.process.name, { left: 1 + random.below(25), spring });
+      if (random.below(2) === 0) takeTo(world, node);
+      return true;
+    },
+  },
+  {
+    name: "revoke",
+    weight: 2,
+    fault: "revoked",
+    run: (world, random) => {
+      const site = random.below(4) === 0 ? "controller" : usedNode(world, random).name;
+      if (world.service.refusing.has(site)) return false;
+      world.service.refusing.set(site, random.below(2) === 0 ? "invalid" : "not-found");
+      world.clock.after(logUniform(random, 300_000), () => world.service.refusing.delete(site));
+      return true;
+    },
+  },
+  {
+    name: "re-create",
+    weight: 1,
+    fault: "re-create",
+    run: (world, random) => {
+      if (world.cluster.recreating) return false;
+      world.background(world.cluster.recreate(anyNode(world, random)));
+      return crashed(world);
+    },
+  },
+  {
+    name: "read-only from now on, or not",
+    weight: 1,
+    fault: "read-only",
+    run: (world) => {
+      world.cluster.readOnly = !world.cluster.readOnly;
       return true;
     },
   },
@@ -234,14 +299,21 @@ export const actions: readonly Action[] = [
     name: "time passes",
     weight: 6,
     run: (world, random) => {
-      world.pauseMs = Math.exp(random.fraction() * Math.log(30_000));
+      world.pauseMs = logUniform(random, 30_000);
       return true;
     },
   },
 ];
 
+export const actions: readonly Action[] = [...clusterActions, ...damageActions];
+
 function takeAway(world: World, from: SimNode, random: SeededRandom): void {
   const others = world.nodes.filter((node) => node !== from);
-  world.cluster.target = others[random.below(others.length)];
+  takeTo(world, others[random.below(others.length)]);
+}
+
+function takeTo(world: World, node: SimNode): void {
+  if (world.cluster.recreating) return;
+  world.cluster.target = node;
   world.cluster.forced = true;
 }

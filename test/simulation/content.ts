@@ -1,15 +1,73 @@
-/** What simulated users write: each block says its version and its number at every sector, so that no part can be another's. */
+/**
+ * What simulated users write, and where. Each block says its version and its number at every sector, so that no part
+ * can be another's. The blocks that are used lie in groups all over the volume, on both sides of borders between shards
+ * of the map; the simulation numbers them from 0 in order of address.
+ */
+import { SHARD_BLOCKS } from "../../src/volume/format/map-page.ts";
 import { mustVolumeId } from "../../src/volume/identity.ts";
 import { OracleError } from "./oracle.ts";
 
 export const volumeId = mustVolumeId("vol-sim");
 export const BLOCK = 4096;
 const SECTOR = 512;
-/** Blocks of a shard of the map: the blocks used lie on both sides of the first border. */
-const BORDER_BLOCK = 32_768;
-export const VOLUME_BYTES = 256 * 1024 * 1024;
-export const FIRST_BLOCK = BORDER_BLOCK - 64;
-export const OFFSET_BYTES = FIRST_BLOCK * BLOCK;
+export const SHARDS = 8;
+export const VOLUME_BYTES = SHARDS * SHARD_BLOCKS * BLOCK;
+
+/** A run of neighbouring blocks: numbers from `first` on stand for the volume's blocks from `block` on. */
+export interface Group {
+  first: number;
+  count: number;
+  block: number;
+}
+
+export class Layout {
+  readonly groups: readonly Group[];
+  readonly blocks: number;
+
+  /** `scale` 1: 128 blocks. */
+  constructor(scale: number) {
+    const border = (shard: number, count: number): [number, number] => [shard * SHARD_BLOCKS - count / 2, count];
+    const runs = [
+      [1000, 16 * scale],
+      border(1, 64 * scale),
+      [2 * SHARD_BLOCKS + 5000, 16 * scale],
+      border(4, 16 * scale),
+      [6 * SHARD_BLOCKS, 16 * scale],
+    ];
+    const groups: Group[] = [];
+    let first = 0;
+    for (const [block, count] of runs) {
+      groups.push({ first, count, block });
+      first += count;
+    }
+    this.groups = groups;
+    this.blocks = first;
+  }
+
+  groupOf(lba: number): Group {
+    return this.groups.find(({ first, count }) => lba < first + count)!;
+  }
+
+  /** Byte offset in the volume of a block by its number. */
+  offsetOf(lba: number): number {
+    const group = this.groupOf(lba);
+    return (group.block + lba - group.first) * BLOCK;
+  }
+
+  /** Bytes from the start of the first to the end of the last of `blocks` blocks, with all that lies between. */
+  lengthOf(lba: number, blocks: number): number {
+    return this.offsetOf(lba + blocks - 1) + BLOCK - this.offsetOf(lba);
+  }
+
+  /** The numbers of the blocks used in one shard. */
+  inShard(shard: number): { lba: number; blocks: number } {
+    const numbers: number[] = [];
+    for (let lba = 0; lba < this.blocks; lba += 1) {
+      if (Math.floor(this.offsetOf(lba) / BLOCK / SHARD_BLOCKS) === shard) numbers.push(lba);
+    }
+    return { lba: numbers[0] ?? 0, blocks: numbers.length };
+  }
+}
 
 export function encodeVersion(version: number, lba: number, blocks: number): Buffer {
   const bytes = Buffer.alloc(blocks * BLOCK, version & 0xff);

@@ -3,6 +3,7 @@
  * it has died. The state directory survives a reboot, run directory and kernel devices do not.
  */
 import { OperationError } from "../../src/base/errors.ts";
+import type { Log } from "../../src/base/log.ts";
 import { MemoryDisk, type MemoryDiskCall } from "../../src/base/memory-disk.ts";
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
 import { SimKernel } from "./kernel.ts";
@@ -21,6 +22,7 @@ import type { Trace } from "./trace.ts";
 export interface NodeWorld {
   readonly clock: Clock;
   readonly swarm: Swarm;
+  readonly log: Log;
   readonly coverage: Coverage;
   readonly trace: Trace;
   readonly service: StoreService;
@@ -88,6 +90,7 @@ export class SimNode {
       skewMs: this.#skewMs,
       random: this.random,
       swarm: world.swarm,
+      log: world.log,
       service: world.service,
       kernel: this.kernel,
       state: this.state,
@@ -146,12 +149,43 @@ export class SimNode {
     if (riskOrder.indexOf(risk) > riskOrder.indexOf(this.risk)) this.risk = risk;
   }
 
+  /** Freezes the server's process, and thaws it after up to five minutes. */
+  freezeProcess(): boolean {
+    const process = this.server?.process;
+    if (process === undefined || process.dead || process.frozen) return false;
+    const { coverage, trace, clock } = this.world;
+    coverage.add("process frozen");
+    trace.add(`${process.name} freezes`);
+    process.freeze();
+    clock.after(Math.exp(this.random.fraction() * Math.log(300_000)), () => {
+      if (process.dead || !process.frozen) return;
+      coverage.add("process thawed");
+      trace.add(`${process.name} thaws`);
+      process.thaw();
+    });
+    return true;
+  }
+
+  /** No more than `leftBytes` can be allocated. */
+  fillDisk(leftBytes: number): void {
+    const chunkBytes = 65_536;
+    let used = 0;
+    for (const path of this.state.paths())
+      used += Math.ceil(this.state.contentOf(path).length / chunkBytes) * chunkBytes;
+    this.state.setCapacity(used + leftBytes);
+  }
+
+  emptyDisk(): void {
+    this.state.setCapacity(Number.POSITIVE_INFINITY);
+  }
+
   /** No faults any more: for the end of a run. */
   heal(): void {
+    this.faults.delayMs = 0.5;
     this.faults.read = 0;
     this.faults.write = 0;
     this.faults.sync = 0;
-    this.state.setCapacity(Number.POSITIVE_INFINITY);
+    this.emptyDisk();
     this.#killAfterWrites = Infinity;
     if (this.server?.process.frozen === true) this.server.process.thaw();
   }

@@ -37,6 +37,7 @@ export class OracleError extends Error {
 }
 
 export class Line {
+  readonly oracle: Oracle;
   readonly node: string;
   epoch: number;
   /** Version of each block by what is durable for certain; -1 where damage in S3 hides it. */
@@ -45,7 +46,9 @@ export class Line {
   /** A later owner's image was decided without it. */
   superseded = false;
 
-  constructor(node: string, epoch: number, base: Int32Array) {
+  constructor(oracle: Oracle, owner: { node: string; epoch: number }, base: Int32Array) {
+    const { node, epoch } = owner;
+    this.oracle = oracle;
     this.node = node;
     this.epoch = epoch;
     this.base = base;
@@ -53,6 +56,7 @@ export class Line {
 
   /** Puts what is durable and answered into the base. */
   fold(): void {
+    if (this.operations.length === 0) return;
     const kept: Operation[] = [];
     const blocked = new Set<number>();
     for (const operation of this.operations) {
@@ -82,11 +86,40 @@ export class Oracle {
   readonly #reads = new Map<Line, Set<ActiveRead>>();
   /** STARTs in the log: who opened each epoch. */
   readonly starts: { epoch: number; node: string }[] = [];
+  /** Every epoch that was claimed, with what the control plane said at that moment. */
+  readonly claims = new Map<number, { publication: number; deleted: boolean }>();
+  newestClaim = 0;
+  /** The newest record of who may own the volume, and whether it is marked as deleted. */
+  publication = 0;
+  deleted = false;
+  /** The volume is gone. */
+  ended = false;
+  /** A block that is no zero was durable at some time. */
+  everWritten = false;
 
   constructor(blocks: number, durability: "s3" | "local") {
     this.blocks = blocks;
     this.durability = durability;
-    this.main = new Line("", 0, new Int32Array(blocks));
+    this.main = new Line(this, { node: "", epoch: 0 }, new Int32Array(blocks));
+  }
+
+  claimed(epoch: number): void {
+    const { publication, deleted } = this;
+    this.claims.set(epoch, { publication, deleted });
+    this.newestClaim = Math.max(this.newestClaim, epoch);
+  }
+
+  /** A line of an owner who has lost the volume before it began: nothing of it may be seen by others. */
+  lostLine(node: string, epoch: number, image: Int32Array): Line {
+    const line = new Line(this, { node, epoch }, image);
+    line.superseded = true;
+    return line;
+  }
+
+  /** The volume was deleted: nothing that is written from now on may be acknowledged as durable. */
+  end(): void {
+    this.ended = true;
+    this.main.superseded = true;
   }
 
   started(epoch: number, node: string): void {
@@ -122,7 +155,8 @@ export class Oracle {
   answered(line: Line, operation: Operation, fua: boolean): void {
     operation.pending = false;
     operation.known = Math.min(operation.known, ++this.#now);
-    if (fua) this.#flushed(line, [operation]);
+    // Where there was nothing to zero, nothing was made durable either.
+    if (fua && !operation.vacuous) this.#flushed(line, [operation]);
   }
 
   /** The operation failed, or nobody waits for it any more: it may have taken effect, and may still. */
@@ -175,9 +209,11 @@ export class Oracle {
   closed(line: Line): void {
     for (const operation of line.operations) {
       if (operation.known === Infinity || operation.vacuous) continue;
-      if (operation.lost) throw new OracleError(`a former owner closed well, without version ${operation.id} in S3`);
+      if (operation.lost && !this.ended)
+        throw new OracleError(`a former owner closed well, without version ${operation.id} in S3`);
       operation.flushed = true;
       operation.durable = true;
+      this.everWritten ||= operation.version !== 0;
     }
     line.fold();
   }
@@ -190,9 +226,7 @@ export class Oracle {
     const main = this.main;
     const later = this.starts.some((start) => start.epoch > epoch);
     if (later || epoch < main.epoch) {
-      const line = new Line(node, epoch, image);
-      line.superseded = true;
-      return line;
+      return this.lostLine(node, epoch, image);
     }
     const sameOwner =
       main.node === node && this.starts.every((start) => start.epoch <= main.epoch || start.node === node);
@@ -224,7 +258,7 @@ export class Oracle {
   #newLine(node: string, epoch: number, image: Int32Array): Line {
     this.main.superseded = true;
     for (const operation of this.main.operations) if (operation.pending && !operation.durable) operation.lost = true;
-    this.main = new Line(node, epoch, image);
+    this.main = new Line(this, { node, epoch }, image);
     return this.main;
   }
 
@@ -278,10 +312,12 @@ export class Oracle {
     for (const operation of covered) {
       operation.flushed = true;
       if (!toStore) continue;
-      if (operation.lost && !operation.vacuous) {
+      // What a deleted volume's former owner is told makes no difference any more.
+      if (operation.lost && !operation.vacuous && !this.ended) {
         throw new OracleError(`a former owner acknowledged a flush of version ${operation.id}, which S3 does not hold`);
       }
       operation.durable = true;
+      this.everWritten ||= operation.version !== 0;
     }
     if (toStore) line.fold();
   }

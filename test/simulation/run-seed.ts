@@ -5,6 +5,7 @@
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { actions } from "./actions.ts";
 import { volumeId } from "./content.ts";
+import type { SimNode } from "./node.ts";
 import { OracleError } from "./oracle.ts";
 import { World } from "./world.ts";
 
@@ -35,6 +36,8 @@ export interface Result {
 const DEFAULT_STEPS = 300;
 /** Virtual time in which everything must have drained once no fault is left. */
 const DRAIN_MS = 900_000;
+/** No request arrives later than so long after it was sent. */
+const LATEST_MS = 660_000;
 
 export async function runSeed(seed: number, options: RunOptions = {}): Promise<Result> {
   const world = new World(seed, new Set(options.without ?? []));
@@ -49,6 +52,8 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<R
   } finally {
     world.clock.stop();
     for (const node of world.nodes) node.server?.process.kill();
+    // What was under way when the world stopped may still fail, and is nobody's business.
+    await world.clock.settle();
     process.off("unhandledRejection", onUncaught);
     process.off("uncaughtException", onUncaught);
   }
@@ -101,47 +106,86 @@ async function settle(world: World): Promise<void> {
   }
 }
 
-/** All faults end: everything must drain, be closed well, and be found in S3 by a node that never had it. */
+/** All faults end: everything must drain, be closed well, be found by a node that never had it, and can be deleted. */
 async function end(world: World, random: SeededRandom): Promise<void> {
   const { cluster, clock, service, trace } = world;
   trace.add("all faults end");
   service.out = false;
   service.partitioned.clear();
+  service.refusing.clear();
+  service.ambushes.clear();
+  service.rotten.clear();
   service.faultsOn = false;
   for (const node of world.nodes) node.heal();
   const bound = deadline(world);
+  await until(world, () => !cluster.recreating, "the volume is not deleted and made again");
   const rest = world.nodes[random.below(world.nodes.length)];
+  cluster.readOnly = false;
   cluster.target = rest;
   cluster.forced = random.below(2) === 0;
-  await until(world, () => cluster.sessions.get(rest)?.alive === true, "the volume is not attached at the end");
+  const attached = (): boolean => cluster.sessions.get(rest)?.alive === true && !cluster.sessions.get(rest)!.readOnly;
+  await until(world, attached, "the volume is not attached at the end");
   for (let count = 0; count < 20; count += 1) {
     for (const session of cluster.sessions.values()) session.step();
     await clock.sleep(random.fraction() * 20);
   }
-  cluster.target = undefined;
-  for (const node of world.nodes) cluster.evicted.add(node);
-  await until(world, () => cluster.sessions.size === 0 && cluster.working.size === 0, "not everything was detached");
+  await until(world, () => attached() && cluster.sessions.get(rest)!.inFlight === 0, "requests are not answered");
+  await drained(world, rest);
+  await releaseAll(world);
   const fresh = world.addNode("node-z");
   world.nodes.push(fresh);
   fresh.boot();
   cluster.target = fresh;
   cluster.forced = true;
   await until(world, () => cluster.sessions.get(fresh)?.alive === true, "a fresh node cannot attach the volume");
-  cluster.target = undefined;
-  cluster.evicted.add(fresh);
-  await until(world, () => cluster.sessions.size === 0 && cluster.working.size === 0, "the fresh node does not detach");
-  await cluster.controlUntilDone((catalog) => catalog.unpublish(volumeId, ""));
+  await releaseAll(world);
+  // What is late may still be on its way.
+  await clock.sleep(LATEST_MS);
+  await cluster.delete();
+  const left = await service.truth.list("", { limit: 1000 });
+  const uids = new Set(left.objects.flatMap(({ key }) => /[0-9a-f]{32}/.exec(key)?.[0] ?? []));
+  for (const uid of uids) {
+    if (!world.oracleOf(uid).ended || uid === world.lastUid) throw new OracleError(`objects of ${uid} are left`);
+    world.coverage.add("objects of a deleted volume that came late");
+  }
   world.coverage.add("ended well");
   bound.cancel();
 }
 
+/** With no fault left, everything acknowledged reaches S3 by itself. */
+async function drained(world: World, node: SimNode): Promise<void> {
+  const { cluster, clock, swarm } = world;
+  let endMs = Infinity;
+  for (;;) {
+    const status = await cluster.call(node, (registry) => registry.getAttachment(volumeId));
+    if (status?.state === "attached" && status.dirtyBytes === 0) return;
+    // A former owner only learns by its next upload that it is none any more: then the volume is attached anew.
+    if (status?.state === "attached") endMs = Math.min(endMs, clock.monotonicMs() + swarm.uploadIntervalMs + 60_000);
+    else {
+      endMs = Infinity;
+      cluster.sessions.get(node)?.flush();
+    }
+    if (clock.monotonicMs() > endMs) throw new OracleError(`the volume does not drain: ${status?.dirtyBytes} bytes`);
+    cluster.reconcile();
+    await clock.sleep(100);
+  }
+}
+
+async function releaseAll(world: World): Promise<void> {
+  const { cluster } = world;
+  cluster.target = undefined;
+  for (const node of world.nodes) cluster.evicted.add(node);
+  await until(world, () => cluster.sessions.size === 0 && cluster.working.size === 0, "not everything was detached");
+  await cluster.controlUntilDone((catalog) => catalog.unpublish(volumeId, ""));
+}
+
 function deadline(world: World): { cancel(): void } {
-  return world.clock.after(DRAIN_MS, () => world.fail(new OracleError("the world does not come to its end")));
+  return world.clock.after(10 * DRAIN_MS, () => world.fail(new OracleError("the world does not come to its end")));
 }
 
 async function until(world: World, condition: () => boolean, otherwise: string): Promise<void> {
   const { clock, cluster } = world;
-  const endMs = clock.monotonicMs() + DRAIN_MS / 3;
+  const endMs = clock.monotonicMs() + DRAIN_MS;
   while (!condition()) {
     if (clock.monotonicMs() > endMs) throw new OracleError(otherwise);
     cluster.reconcile();

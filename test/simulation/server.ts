@@ -4,7 +4,7 @@
  * simulated store, disk, sockets and kernel.
  */
 import type { Clock } from "../../src/base/clock.ts";
-import { nullLog } from "../../src/base/log.ts";
+import type { Log } from "../../src/base/log.ts";
 import type { MemoryDisk } from "../../src/base/memory-disk.ts";
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
 import { AttachmentRecords } from "../../src/attachment/attachment-record.ts";
@@ -32,6 +32,7 @@ export interface ServerParts {
   skewMs: number;
   random: SeededRandom;
   swarm: Swarm;
+  log: Log;
   service: StoreService;
   kernel: SimKernel;
   /** State (journals, cache) and run directory. */
@@ -62,13 +63,13 @@ export class SimServer {
 
   /** Starts and recovers; does not resolve where the process dies meanwhile. */
   async start(): Promise<void> {
-    const { nodeId, random, swarm, service, kernel, state, run } = this.parts;
+    const { nodeId, random, swarm, log, service, kernel, state, run } = this.parts;
     const { clock, process } = this;
     const cacheDisk = swarm.cacheBytes > 0 ? await state.directory("cache") : undefined;
     const engine = await Engine.start({
       clock,
       random,
-      log: nullLog,
+      log,
       nodeId,
       cacheDisk,
       cacheSizeBytes: swarm.cacheBytes,
@@ -80,12 +81,12 @@ export class SimServer {
       uploadIntervalMs: swarm.uploadIntervalMs,
     });
     const journals = await state.directory("journal");
-    const store = new RetryingStore(service.reach(process, nodeId), { clock, random, log: nullLog });
+    const store = new RetryingStore(service.reach(process, nodeId), { clock, random, log });
     const catalog = new Catalog({
       store,
       clock,
       random,
-      log: nullLog,
+      log,
       fenceForDeletion: (volume) => fenceForDeletion({ store, clock, random }, volume, nodeId),
     });
     const hosted = {
@@ -101,7 +102,7 @@ export class SimServer {
     };
     const ports = portPair(clock);
     const worker: VolumeWorkerParts = {
-      log: nullLog,
+      log,
       open: async (request) => {
         const volume = await openHostedVolume(hosted, request);
         await this.parts.opened(request, volume, this);
@@ -124,7 +125,7 @@ export class SimServer {
       kernel: devices,
       records,
       clock,
-      log: nullLog,
+      log,
       nodeId,
     });
     await registry.recover();

@@ -40,6 +40,14 @@ export class StoreService {
   readonly partitioned = new Set<string>();
   /** Off for the end of a run: requests are only slow. */
   faultsOn = true;
+  /** Sites whose requests are refused for a reason that only people can mend. */
+  readonly refusing = new Map<string, "invalid" | "not-found">();
+  /** Sites that were told that there is no bucket: a server that restarts then breaks its devices. */
+  readonly bucketWasAway = new Set<string>();
+  /** What befalls a process at one of its next requests, by the process's name. */
+  readonly ambushes = new Map<string, { left: number; spring: () => void }>();
+  /** Every key that was created, in order. */
+  readonly keys: string[] = [];
   /** Bits that are wrong for ever, by key. */
   readonly rotten = new Map<string, number[]>();
   /** Bodies that were served damaged or cut, by site. */
@@ -99,7 +107,10 @@ class SimStore implements ObjectStore {
     const { truth, parts } = this.#service;
     return this.#request("put", key, options, async () => {
       const outcome = await truth.putIfAbsent(key, [copy]);
-      if (outcome === "created") parts.created(key, copy, this.#process);
+      if (outcome === "created") {
+        this.#service.keys.push(key);
+        parts.created(key, copy, this.#process);
+      }
       return outcome;
     });
   }
@@ -153,8 +164,10 @@ class SimStore implements ObjectStore {
     bodyOf?: (answer: T) => Buffer | undefined,
     offset = 0,
   ): Promise<T> {
-    const { clock, coverage, trace } = this.#service.parts;
-    const fate = this.#fate(kind);
+    const service = this.#service;
+    const { clock, coverage, trace } = service.parts;
+    const fate = this.#fate(kind, key);
+    const refusal = service.refusing.get(this.#site);
     const { promise, resolve, reject } = Promise.withResolvers<T>();
     const { signal } = options;
     const giveUp = (): void => reject(lost("given up", kind, key));
@@ -170,6 +183,20 @@ class SimStore implements ObjectStore {
     const fail = (afterMs: number, error: OperationError): void => {
       clock.after(afterMs, () => answer(() => reject(error)));
     };
+    const ambush = service.ambushes.get(this.#process.name);
+    if (ambush !== undefined && --ambush.left <= 0) {
+      service.ambushes.delete(this.#process.name);
+      // Just before or just after the request has left.
+      if (service.parts.random.below(2) === 0) clock.after(0, ambush.spring);
+      else ambush.spring();
+      if (this.#process.dead) return promise;
+    }
+    if (refusal !== undefined) {
+      coverage.add(`store refuses a site: ${refusal}`);
+      if (refusal === "not-found") service.bucketWasAway.add(this.#site);
+      fail(fate.travelMs, new OperationError(refusal, "simulated: refused", { context: { request: kind, key } }));
+      return promise;
+    }
     const { fault } = fate;
     if (fault !== "none" && fault !== "short-body" && fault !== "rot") coverage.add(`store ${fault}`);
     if (fault === "timeout") fail(TIMEOUT_MS, lost("time-out", kind, key));
@@ -241,7 +268,7 @@ class SimStore implements ObjectStore {
     return undefined;
   }
 
-  #fate(kind: RequestKind): Fate {
+  #fate(kind: RequestKind, key: string): Fate {
     const { random, faults, coverage } = this.#service.parts;
     const fate: Fate = { travelMs: random.fraction() * faults.latencyMs, returnMs: 0, fault: "none", lateMs: 0 };
     fate.returnMs = random.fraction() * faults.latencyMs;
@@ -251,7 +278,9 @@ class SimStore implements ObjectStore {
       fate.travelMs += random.fraction() * 3000;
       fate.returnMs += random.fraction() * 3000;
     }
-    const changes = kind === "put" || kind === "delete";
+    // A DELETE has no condition: one of a volume's metadata that takes effect after another volume was made under the
+    // name would take that one's away. Nothing but the name's being free protects against it, so it is left out.
+    const changes = kind === "put" || (kind === "delete" && !key.includes("/meta/"));
     const draw = { left: random.fraction() };
     const hit = (rate: number): boolean => (draw.left -= rate) < 0;
     if (hit(faults.refused)) fate.fault = "refused";

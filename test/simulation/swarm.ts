@@ -30,6 +30,9 @@ export const faultNames = [
   "slow-disk",
   "disk-error",
   "disk-full",
+  "revoked",
+  "re-create",
+  "read-only",
   "journal-rot",
   "cache-rot",
   "store-rot",
@@ -58,7 +61,8 @@ export interface Swarm {
   store: StoreFaults;
   nodes: number;
   durability: "s3" | "local";
-  blocks: number;
+  /** 128 blocks, times this. */
+  scale: number;
   journalFileBytes: number;
   journalSizeBytes: number;
   mapBudgetBytes: number;
@@ -104,10 +108,10 @@ export function drawSwarm(random: SeededRandom, without: ReadonlySet<string>): S
     store,
     nodes: 2 + random.below(3),
     durability: random.below(5) < 3 ? "s3" : "local",
-    blocks: random.below(2) === 0 ? 128 : 320,
+    scale: 1 + random.below(2),
     journalFileBytes,
     journalSizeBytes: journalFileBytes * (2 + random.below(7)),
-    mapBudgetBytes: [4 * 1024, 32 * 1024, 1024 * 1024][random.below(3)],
+    mapBudgetBytes: [1024, 2048, 16 * 1024, 1024 * 1024][random.below(4)],
     cacheBytes: random.below(4) === 0 ? 0 : 4 * 1024 * 1024,
     uploadIntervalMs: [50, 500, 5000][random.below(3)],
     depth: [1, 4, 16][random.below(3)],

@@ -1,19 +1,20 @@
 /**
  * One simulated world: a cluster of nodes, the store they share, the volume they fight for, and the oracle that knows
  * what it may hold. Everything in it is drawn from one seed. Actions (actions.ts) change it, checks stand where
- * something is observed: here when a volume is opened, in session.ts when a request is answered.
+ * something is observed: here when a volume is opened or closed, in session.ts when a request is answered.
  */
-import { AssertionError } from "../../src/base/assert.ts";
 import { isKind, OperationError } from "../../src/base/errors.ts";
+import type { Log } from "../../src/base/log.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import type { HostedVolume } from "../../src/attachment/volume-worker.ts";
 import type { OpenRequest } from "../../src/attachment/volume-host.ts";
 import { parseKey } from "../../src/volume/keys.ts";
 import { Cluster } from "./cluster.ts";
-import { BLOCK, decodeVersions, OFFSET_BYTES } from "./content.ts";
+import { BLOCK, decodeVersions, Layout } from "./content.ts";
 import { Coverage } from "./coverage.ts";
+import { coverageLog } from "./coverage-log.ts";
 import { SimNode } from "./node.ts";
-import { Line, Oracle, OracleError } from "./oracle.ts";
+import { type Line, Oracle, OracleError } from "./oracle.ts";
 import type { Session } from "./session.ts";
 import type { SimProcess } from "./sim-process.ts";
 import type { SimServer } from "./server.ts";
@@ -22,8 +23,11 @@ import { drawSwarm, type Swarm } from "./swarm.ts";
 import { Trace } from "./trace.ts";
 import { VirtualClock } from "./virtual-clock.ts";
 
-/** Offset of the byte in a log object that says what it is, and its value for START. */
+/** Offset of the byte in a log object that says what it is, and its value for START and FENCE. */
 const TYPE_OFFSET = 64;
+/** Offset of the volume's uid in every object. */
+const UID_OFFSET = 8;
+const TYPE_FENCE = 2;
 const TYPE_START = 3;
 /** More events than any world of sane length has: something goes round in circles. */
 const MAX_EVENTS = 3_000_000;
@@ -31,17 +35,16 @@ const MAX_EVENTS = 3_000_000;
 export class World {
   readonly seed: number;
   readonly swarm: Swarm;
+  readonly layout: Layout;
   readonly coverage = new Coverage();
+  readonly log: Log;
   readonly clock: VirtualClock;
   readonly trace: Trace;
   readonly service: StoreService;
-  readonly oracle: Oracle;
   readonly nodes: SimNode[];
   readonly cluster: Cluster;
   /** Blocks of one write at most: what fits into a file of the journal. */
   readonly maxWriteBlocks: number;
-  /** The newest epoch that anybody has claimed, and by which process. */
-  claim = { epoch: 0, process: "" };
   crashes = 0;
   /** How long to wait before the next action. */
   pauseMs = 0;
@@ -49,7 +52,13 @@ export class World {
   /** Rejects with the first thing that went wrong. */
   readonly failed: Promise<never>;
   readonly #fail: (error: unknown) => void;
-  readonly #lines = new Map<string, Line>();
+  /** One oracle an incarnation of the volume, by uid. */
+  readonly #oracles = new Map<string, Oracle>();
+  /** The incarnation that was made last. */
+  lastUid = "";
+  /** The incarnation that a process has started an epoch of last. */
+  readonly #startedBy = new Map<string, string>();
+  readonly #lines = new Map<SimNode, Line>();
 
   constructor(seed: number, without: ReadonlySet<string>) {
     this.seed = seed;
@@ -57,7 +66,9 @@ export class World {
     promise.catch(() => undefined);
     this.failed = promise;
     this.#fail = reject;
+    this.log = coverageLog(this.coverage);
     this.swarm = drawSwarm(this.stream(1), without);
+    this.layout = new Layout(this.swarm.scale);
     for (const name of this.swarm.enabled) this.coverage.add(`world with ${name}`);
     this.coverage.add(`world of durability ${this.swarm.durability}`);
     this.clock = new VirtualClock({
@@ -69,7 +80,6 @@ export class World {
       },
     });
     this.trace = new Trace(() => this.clock.monotonicMs());
-    this.oracle = new Oracle(this.swarm.blocks, this.swarm.durability);
     this.service = new StoreService({
       clock: this.clock,
       random: this.stream(3),
@@ -110,19 +120,33 @@ export class World {
     work.catch((error: unknown) => this.fail(error));
   }
 
+  oracleOf(uid: string): Oracle {
+    let oracle = this.#oracles.get(uid);
+    if (oracle === undefined) {
+      oracle = new Oracle(this.layout.blocks, this.swarm.durability);
+      this.#oracles.set(uid, oracle);
+    }
+    return oracle;
+  }
+
   lineOf(node: SimNode): Line | undefined {
-    return this.#lines.get(node.name);
+    return this.#lines.get(node);
   }
 
   nodeStopped(node: SimNode): void {
     this.cluster.nodeStopped(node);
-    this.#lines.delete(node.name);
+    this.#lines.delete(node);
   }
 
   /** True where damage in the store or on the node's disk, or its errors, explains an error of I/O on this node. */
   hasDamage(node: SimNode): boolean {
-    const { damagedBodies, rotten } = this.service;
-    return rotten.size > 0 || (damagedBodies.get(node.name) ?? 0) > 0 || node.diskFailures > 0;
+    const { damagedBodies, rotten, bucketWasAway } = this.service;
+    return (
+      bucketWasAway.has(node.name) ||
+      rotten.size > 0 ||
+      (damagedBodies.get(node.name) ?? 0) > 0 ||
+      node.diskFailures > 0
+    );
   }
 
   expectDiskError(node: SimNode, error: unknown, what: string): void {
@@ -133,7 +157,8 @@ export class World {
   /** A user has seen an I/O error: there must be a cause for it in this world. */
   expectIoError(session: Session, errno: number): void {
     const { node, line, device } = session;
-    const isFenced = line.superseded || this.claim.epoch > line.epoch;
+    const { ended, deleted, newestClaim } = line.oracle;
+    const isFenced = line.superseded || newestClaim > line.epoch || ended || deleted;
     if (device.gone || isFenced || this.hasDamage(node)) return;
     this.fail(new OracleError(`an I/O error without cause on ${node.name}: errno ${errno}`));
   }
@@ -141,7 +166,9 @@ export class World {
   /** What a control call may fail with; a bug, or damage where none was done, fails the world. */
   expectControlError(node: SimNode | undefined, error: unknown): OperationError {
     if (!(error instanceof OperationError)) throw error;
-    const damaged = this.service.damagedBodies.size > 0 || this.nodes.some((candidate) => this.hasDamage(candidate));
+    const isDeleted = [...this.#oracles.values()].some((oracle) => oracle.deleted && !oracle.ended);
+    const damaged =
+      isDeleted || this.service.damagedBodies.size > 0 || this.nodes.some((candidate) => this.hasDamage(candidate));
     if (error.kind === "corrupt" && !damaged) {
       throw new OracleError("corruption is reported where there is none", { cause: error });
     }
@@ -153,52 +180,60 @@ export class World {
   /** An engine has the volume open: its image must be a moment of history. */
   async opened(node: SimNode, request: OpenRequest, volume: HostedVolume, server: SimServer): Promise<void> {
     const { epoch } = volume.status();
+    const oracle = this.oracleOf(this.#startedBy.get(server.process.name) ?? "");
     this.trace.add(`${server.process.name} has opened epoch ${epoch} ${request.mode}`);
-    let line: Line;
     try {
-      const image = await this.readImage(node, volume);
-      line = this.oracle.opened(node.name, epoch, image, node.risk);
+      mustHaveTheRight(oracle, epoch, request);
+      const image = await this.readImage(node, volume, oracle);
+      const line = oracle.opened(node.name, epoch, image, node.risk);
       node.risk = "none";
+      const isWritten = oracle.everWritten || image.some((version) => version > 0);
+      if (isWritten && volume.status().neverWritten) {
+        throw new OracleError("a volume that was written is said to be empty: it would be formatted");
+      }
+      this.#lines.set(node, line);
       this.coverage.add(`image checked after ${request.mode}`);
     } catch (error) {
-      if (error instanceof OracleError || error instanceof AssertionError) {
+      if (!(error instanceof OperationError)) {
         this.fail(error);
-        throw error;
+        return await new Promise<never>(() => undefined);
       }
       // Fenced while it was read, or closed: it will serve nobody.
-      line = new Line(node.name, epoch, new Int32Array(this.swarm.blocks).fill(-1));
-      line.superseded = true;
+      this.#lines.set(node, oracle.lostLine(node.name, epoch, new Int32Array(this.layout.blocks).fill(-1)));
     }
-    this.#lines.set(node.name, line);
   }
 
   /** A volume was closed; where it had not failed, S3 holds everything. */
   closed(node: SimNode, _request: OpenRequest, volume: HostedVolume): void {
-    const line = this.#lines.get(node.name);
-    this.#lines.delete(node.name);
+    const line = this.#lines.get(node);
+    this.#lines.delete(node);
     this.trace.add(`${node.name} has closed its volume ${volume.status().failure ?? "well"}`);
     if (line === undefined || volume.status().failure !== undefined) return;
     this.coverage.add("closed well");
-    this.guard(() => this.oracle.closed(line));
+    this.guard(() => line.oracle.closed(line));
   }
 
   /** The version of every block; -1 where damage that was done hides it. */
-  async readImage(node: SimNode, volume: HostedVolume): Promise<Int32Array> {
-    const { blocks } = this.swarm;
-    const image = new Int32Array(blocks).fill(-1);
-    for (let step = blocks, lba = 0; lba < blocks;) {
-      const count = Math.min(step, blocks - lba);
-      const target = Buffer.alloc(count * BLOCK, 0xee);
-      try {
-        await volume.device.read(OFFSET_BYTES + lba * BLOCK, target);
-        image.set(decodeVersions(target, lba), lba);
-        lba += count;
-      } catch (error) {
-        if (!isKind(error, "corrupt")) throw error;
-        if (!this.hasDamage(node)) throw new OracleError("damage is reported where none was done", { cause: error });
-        // Smaller and smaller ranges, until the damaged block stands alone.
-        if (step === 1) lba += 1;
-        step = step === 1 ? 16 : step > 16 ? 16 : 1;
+  async readImage(node: SimNode, volume: HostedVolume, oracle: Oracle): Promise<Int32Array> {
+    const image = new Int32Array(this.layout.blocks).fill(-1);
+    for (const { first, count } of this.layout.groups) {
+      for (let step = count, lba = first; lba < first + count;) {
+        const blocks = Math.min(step, first + count - lba);
+        const target = Buffer.alloc(blocks * BLOCK, 0xee);
+        try {
+          await volume.device.read(this.layout.offsetOf(lba), target);
+          image.set(decodeVersions(target, lba), lba);
+          lba += blocks;
+        } catch (error) {
+          if (!isKind(error, "corrupt")) throw error;
+          // While the volume is being deleted, its objects go.
+          if (!this.hasDamage(node) && !oracle.deleted)
+            throw new OracleError("damage is reported where none was done", { cause: error });
+          // Smaller ranges, until the damaged block stands alone.
+          if (step === 1) lba += 1;
+          step = step > 8 ? 8 : step > 1 ? 1 : 8;
+          this.coverage.add("damaged blocks found");
+        }
       }
     }
     return image;
@@ -206,12 +241,35 @@ export class World {
 
   #created(key: string, body: Buffer, process: SimProcess): void {
     const parsed = parseKey(key);
-    if (parsed?.kind === "epoch" && parsed.epoch > this.claim.epoch) {
-      this.claim = { epoch: parsed.epoch, process: process.name };
+    if (parsed === undefined || parsed.kind === "location" || parsed.kind === "node") return;
+    if (parsed.kind === "meta") {
+      // Without resizes, every record but the first marks the volume as deleted.
+      const uid = body.toString("hex", UID_OFFSET, UID_OFFSET + 16);
+      if (parsed.number > 1) this.oracleOf(uid).deleted = true;
+      else this.lastUid = uid;
+      return;
     }
-    if (parsed?.kind !== "segment" || parsed.sequence !== 0 || body[TYPE_OFFSET] !== TYPE_START) return;
-    this.oracle.started(parsed.epoch, process.name.split(".")[0]);
+    const oracle = this.oracleOf(parsed.uid);
+    if (parsed.kind === "epoch") oracle.claimed(parsed.epoch);
+    else if (parsed.kind === "publication") oracle.publication = Math.max(oracle.publication, parsed.number);
+    else if (parsed.kind !== "segment") this.coverage.add(`${parsed.kind} written`);
+    else if (body[TYPE_OFFSET] === TYPE_FENCE)
+      this.coverage.add(`fence ${parsed.sequence === 0 ? "for a START" : "behind a log"}`);
+    else if (body[TYPE_OFFSET] === TYPE_START) {
+      this.#startedBy.set(process.name, parsed.uid);
+      oracle.started(parsed.epoch, process.name.split(".")[0]);
+    }
   }
+}
+
+/** An owner must not have begun where the control plane had taken its right away before it claimed the epoch. */
+function mustHaveTheRight(oracle: Oracle, epoch: number, request: OpenRequest): void {
+  const claim = oracle.claims.get(epoch);
+  if (claim === undefined) throw new OracleError(`epoch ${epoch} was begun without a claim`);
+  if (claim.deleted) throw new OracleError("a volume was opened after it was marked as deleted");
+  const { mode, publication } = request;
+  if (mode === "resume" || publication === 0 || claim.publication === publication) return;
+  throw new OracleError(`publication ${publication} was used after ${claim.publication} had replaced it`);
 }
 
 /** Spreads a number over 32 bits, so that streams of neighbouring numbers have nothing in common. */

@@ -1,0 +1,120 @@
+/** What goes wrong with disks and with what lies on them, or in the store. */
+import type { SeededRandom } from "../../src/base/seeded-random.ts";
+import { type Action, anyNode, logUniform, usedNode } from "./action.ts";
+import type { SimNode } from "./node.ts";
+import type { World } from "./world.ts";
+
+const SLOT_BYTES = 65_536;
+
+export const damageActions: readonly Action[] = [
+  {
+    name: "slow disk",
+    weight: 1,
+    fault: "slow-disk",
+    run: (world, random) => {
+      const { faults } = anyNode(world, random);
+      faults.delayMs = logUniform(random, 500);
+      world.coverage.add("slow disk");
+      world.clock.after(logUniform(random, 10_000), () => (faults.delayMs = 0.5));
+      return true;
+    },
+  },
+  {
+    name: "disk errors",
+    weight: 2,
+    fault: "disk-error",
+    run: (world, random) => {
+      const { faults } = usedNode(world, random);
+      const kind = (["read", "write", "sync"] as const)[random.below(3)];
+      faults[kind] = random.below(3) === 0 ? 1 : 0.2 * random.fraction();
+      world.clock.after(logUniform(random, 5000), () => (faults[kind] = 0));
+      return true;
+    },
+  },
+  {
+    name: "full disk",
+    weight: 2,
+    fault: "disk-full",
+    run: (world, random) => {
+      const node = usedNode(world, random);
+      node.fillDisk(random.below(3) * SLOT_BYTES);
+      world.coverage.add("disk full");
+      world.clock.after(logUniform(random, 60_000), () => node.emptyDisk());
+      return true;
+    },
+  },
+  {
+    name: "journal rot",
+    weight: 1,
+    fault: "journal-rot",
+    run: (world, random) => {
+      const node = usedNode(world, random);
+      if (!rot(node, random, (path) => path.startsWith("journal/"))) return false;
+      node.raiseRisk("all");
+      node.diskFailures += 1;
+      world.coverage.add("journal rotted");
+      return true;
+    },
+  },
+  {
+    name: "cache rot",
+    weight: 3,
+    fault: "cache-rot",
+    run: (world, random) => {
+      const node = usedNode(world, random);
+      const kind = random.below(4);
+      const name = kind === 0 ? "cache/cache-index" : "cache/cache-blocks";
+      if (node.state.contentOf(name).length === 0) return false;
+      if (kind === 1) swapSlots(node, random);
+      else if (kind === 2) rollBack(world, node, random);
+      else for (let count = 1 + random.below(50); count > 0; count -= 1) rot(node, random, (path) => path === name);
+      world.coverage.add(`cache rotted: ${["index", "slots swapped", "rolled back", "bits"][kind]}`);
+      return true;
+    },
+  },
+  {
+    name: "store rot",
+    weight: 1,
+    fault: "store-rot",
+    run: (world, random) => {
+      const { keys, rotten, parts } = world.service;
+      if (keys.length === 0) return false;
+      const key = keys[keys.length - 1 - random.below(Math.min(keys.length, 40))];
+      rotten.set(key, [random.below(8 * (random.below(2) === 0 ? 200 : 20_000))]);
+      parts.trace.add(`rot in ${key}`);
+      world.coverage.add("object rotted");
+      // Somebody restores the object, in time.
+      world.clock.after(logUniform(random, 60_000), () => rotten.delete(key));
+      return true;
+    },
+  },
+];
+
+/** Flips one bit of a file; false where there is no such file. */
+function rot(node: SimNode, random: SeededRandom, wanted: (path: string) => boolean): boolean {
+  const paths = node.state.paths().filter(wanted);
+  if (paths.length === 0) return false;
+  const path = paths[random.below(paths.length)];
+  const content = node.state.contentOf(path);
+  if (content.length === 0) return false;
+  const at = random.below(random.below(2) === 0 ? Math.min(content.length, 20_000) : content.length);
+  node.state.damage(path, at, Buffer.of(content[at] ^ (1 << random.below(8))));
+  return true;
+}
+
+function swapSlots(node: SimNode, random: SeededRandom): void {
+  const path = "cache/cache-blocks";
+  const content = node.state.contentOf(path);
+  const slots = Math.ceil(content.length / SLOT_BYTES);
+  const [one, other] = [random.below(slots) * SLOT_BYTES, random.below(slots) * SLOT_BYTES];
+  const kept = Buffer.from(content.subarray(one, one + SLOT_BYTES));
+  node.state.damage(path, one, content.subarray(other, other + SLOT_BYTES));
+  node.state.damage(path, other, kept);
+}
+
+/** The cache file becomes what it was some time ago; the index stays. */
+function rollBack(world: World, node: SimNode, random: SeededRandom): void {
+  const path = "cache/cache-blocks";
+  const old = node.state.contentOf(path);
+  world.clock.after(logUniform(random, 5000), () => node.state.damage(path, 0, old));
+}
