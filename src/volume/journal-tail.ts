@@ -49,6 +49,14 @@ export class JournalTail {
     this.end = offset;
   }
 
+  /** Writes zeroes from the end of what was loaded to the end of its page, over whatever record begins there. */
+  clearPage(): void {
+    const fill = this.end - this.#from;
+    assert(fill < PAGE_BYTES, "nothing was appended yet");
+    this.#staging.fill(0, fill, PAGE_BYTES);
+    this.#file!.writeSync(this.#staging.subarray(0, PAGE_BYTES), this.#from);
+  }
+
   /**
    * Puts one record behind the others: its head, and `record.blockCount` raw frames from `source` at `sourceAt` where
    * there is one. `place` is what the seeds of its frames depend on: see journalFrameSeed. Returns the record's

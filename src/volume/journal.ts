@@ -200,10 +200,21 @@ export class Journal {
     await this.#tail.load(last.file, end.offset);
     // What was read back may still be in the page cache alone: the next sync covers it.
     for (const entry of this.#files.values()) this.#unsynced.add(entry);
+    await this.#cutOff(last);
     await this.#disk.sync();
     this.#released = oldest === 0 ? this.position : oldest;
     this.release(this.#released);
     this.#prepareNext();
+  }
+
+  /**
+   * Destroys the record that may stand behind the end, for good. A loss of power can leave records behind a torn one:
+   * with the next loss, which takes what was written over them, they would look like the continuation of what S3 holds.
+   */
+  async #cutOff(entry: JournalFile): Promise<void> {
+    if (this.#tail.end === this.#fileBytes) return;
+    this.#tail.clearPage();
+    await entry.file.sync().catch((error: unknown) => this.#distrust(error));
   }
 
   /** Begins the journal anew at `firstSequence`: what was there is removed, or set aside by setAside() before. */
@@ -427,16 +438,17 @@ export class Journal {
       await Promise.all(files.map((entry) => entry.file.sync()));
       this.#syncedPosition = position;
     } catch (error) {
-      this.distrusted = true;
-      this.#log.error(
-        "the journal's disk failed a sync: flushes go to S3 from now on; move the volume to another node",
-        {
-          operation: "sync",
-          error: describe(error),
-        },
-      );
+      this.#distrust(error);
       throw distrust();
     }
+  }
+
+  #distrust(error: unknown): void {
+    this.distrusted = true;
+    this.#log.error("the journal's disk failed a sync: flushes go to S3 from now on; move the volume to another node", {
+      operation: "sync",
+      error: describe(error),
+    });
   }
 
   /** After a refusal by the disk, appends ask it again a sixteenth of a file later; those who wait for room, at once. */

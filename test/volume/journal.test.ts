@@ -380,6 +380,30 @@ test("a journal that lacks what follows the store's last write is set aside, not
   assert.ok((await next.list()).includes("0000000000000001-0000000000000002.quarantine"));
 });
 
+test("records behind a torn one never come back, also not when a later loss of power takes what replaced it", async () => {
+  let disk = new MemoryDisk();
+  let journal = await begun(disk);
+  await append(journal, 10, Buffer.alloc(BLOCK, 1));
+  const torn = await append(journal, 20, Buffer.alloc(4 * BLOCK, 2));
+  await append(journal, 30, Buffer.alloc(BLOCK, 3));
+  await journal.sync();
+  disk = disk.reopen();
+  const [name] = disk.paths();
+  disk.damage(name, (torn % FILE_BYTES) + BLOCK, Buffer.from("torn"));
+  const first = await recovered(disk);
+  assert.deepEqual(
+    first.entries.map(({ lba }) => lba),
+    [10],
+  );
+  journal = first.journal;
+  await append(journal, 40, Buffer.alloc(BLOCK, 4));
+  // The record was not synced here, but S3 has it; now the power goes, and with it everything unsynced.
+  disk = disk.crash({ fraction: () => 0.5, bytes: (length) => Buffer.alloc(length) });
+  const second = await recovered(disk, 2);
+  assert.deepEqual(second.entries, []);
+  assert.equal(second.journal.sequence, 2);
+});
+
 test("a file whose header does not continue the records before it is never appended to", async () => {
   const disk = new MemoryDisk();
   const journal = await begun(disk);
