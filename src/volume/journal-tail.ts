@@ -49,12 +49,15 @@ export class JournalTail {
     this.end = offset;
   }
 
-  /** Writes zeroes from the end of what was loaded to the end of its page, over whatever record begins there. */
+  /**
+   * Writes zeroes from the end of what was loaded to the end of its page, over whatever record begins there. Where the
+   * disk refuses it, nothing is appended any more: see `failure`.
+   */
   clearPage(): void {
     const fill = this.end - this.#from;
     assert(fill < PAGE_BYTES, "nothing was appended yet");
     this.#staging.fill(0, fill, PAGE_BYTES);
-    this.#file!.writeSync(this.#staging.subarray(0, PAGE_BYTES), this.#from);
+    this.#put(PAGE_BYTES);
   }
 
   /**
@@ -120,17 +123,22 @@ export class JournalTail {
     const padded = Math.ceil(length / PAGE_BYTES) * PAGE_BYTES;
     const whole = length - (length % PAGE_BYTES);
     if (padded > length) this.#staging.fill(0, length, padded);
+    this.#put(padded);
+    if (this.failure !== undefined) throw this.failure;
+    if (whole > 0) this.#staging.copyWithin(0, whole, whole + PAGE_BYTES);
+    this.#from += whole;
+  }
+
+  /** Writes the first `length` staged bytes where they belong; a failure stands in `failure`. */
+  #put(length: number): void {
     try {
-      this.#file!.writeSync(this.#staging.subarray(0, padded), this.#from);
+      this.#file!.writeSync(this.#staging.subarray(0, length), this.#from);
     } catch (error) {
       this.failure = asOperationError(
         error,
         "unavailable",
         "the journal's disk fails: move the volume to another node",
       );
-      throw this.failure;
     }
-    if (whole > 0) this.#staging.copyWithin(0, whole, whole + PAGE_BYTES);
-    this.#from += whole;
   }
 }

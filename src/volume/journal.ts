@@ -214,6 +214,7 @@ export class Journal {
   async #cutOff(entry: JournalFile): Promise<void> {
     if (this.#tail.end === this.#fileBytes) return;
     this.#tail.clearPage();
+    if (this.#tail.failure !== undefined) return;
     await entry.file.sync().catch((error: unknown) => this.#distrust(error));
   }
 
