@@ -217,7 +217,7 @@ export class S3Store implements ObjectStore {
         answer = await reader.send(command, { abortSignal: watch.signal });
       } catch (error) {
         if (isMissingObject(error)) return undefined;
-        const totalBytes = range === undefined ? undefined : sizeBelowRange(error);
+        const totalBytes = range === undefined ? undefined : sizeBelowRange(error, range);
         if (totalBytes === undefined) throw error;
         return { bytes: Buffer.alloc(0), totalBytes };
       }
@@ -325,8 +325,8 @@ function isMissingObject(error: unknown): boolean {
   return (error as { name?: string }).name === "NoSuchKey";
 }
 
-/** The object's size where the store says that it ends before the range; undefined for every other error. */
-function sizeBelowRange(error: unknown): number | undefined {
+/** The object's size where the store says that it ends before `range`; undefined for every other error. */
+function sizeBelowRange(error: unknown, range: ByteRange): number | undefined {
   if (statusOf(error) !== 416) return undefined;
   const { $response, ActualObjectSize } = error as {
     $response?: { headers?: Record<string, string> };
@@ -334,7 +334,11 @@ function sizeBelowRange(error: unknown): number | undefined {
   };
   const header = /^bytes \*\/(\d+)$/.exec($response?.headers?.["content-range"] ?? "");
   const size = Number(header?.[1] ?? ActualObjectSize);
-  return Number.isSafeInteger(size) ? size : undefined;
+  if (!Number.isSafeInteger(size)) return undefined;
+  if (size <= range.offset) return size;
+  throw new OperationError("corrupt", "the store refuses a range of an object that it says is long enough for it", {
+    context: { askedOffset: range.offset, totalBytes: size },
+  });
 }
 
 /** What an answer says about its body, checked against the range that was asked for. */

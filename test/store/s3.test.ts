@@ -189,6 +189,8 @@ test("a range that is shorter, longer, elsewhere or whole is corrupt, never an a
     [206, undefined, 100],
     [206, "nonsense", 100],
     [200, undefined, 1000],
+    [416, "bytes */150", 0],
+    [416, "bytes */101", 0],
   ];
   let current = wrong[0];
   const { store } = await scripted(t, (_request, response) => rangeAnswer(response, ...current));
@@ -203,6 +205,9 @@ test("a range that is shorter, longer, elsewhere or whole is corrupt, never an a
   current = [200, undefined, 60];
   const whole = await store.getRange("a", { offset: 0, length: 100 });
   assert.deepEqual(whole, { bytes: Buffer.alloc(60), totalBytes: 60 });
+  current = [416, "bytes */100", 0];
+  const behind = await store.getRange("a", { offset: 100, length: 100 });
+  assert.deepEqual(behind, { bytes: Buffer.alloc(0), totalBytes: 100 });
 });
 
 test("a body of unannounced length must still be as long as its range", async (t) => {

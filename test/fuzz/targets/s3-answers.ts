@@ -47,6 +47,7 @@ const seeds: readonly [request: number, answer: Buffer][] = [
   [1, Buffer.from("HTTP/1.1 200 OK\r\nContent-Length: 3000000000\r\n\r\nhello")],
   [2, answer("206 Partial Content", ["Content-Range: bytes 16-79/300"], Buffer.alloc(64, 7))],
   [2, answer("416 Range Not Satisfiable", [...xml, "Content-Range: bytes */10"], refusal("InvalidRange"))],
+  [2, answer("416 Range Not Satisfiable", [...xml, "Content-Range: bytes */19"], refusal("InvalidRange"))],
   [3, answer("200 OK", xml, listing(["v1/a", "v1/b"], false))],
   [3, answer("200 OK", xml, listing(["v1/a", "v1/b"], true))],
   [4, answer("204 No Content", [], "")],
