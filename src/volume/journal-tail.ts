@@ -123,14 +123,14 @@ export class JournalTail {
     const padded = Math.ceil(length / PAGE_BYTES) * PAGE_BYTES;
     const whole = length - (length % PAGE_BYTES);
     if (padded > length) this.#staging.fill(0, length, padded);
-    this.#put(padded);
-    if (this.failure !== undefined) throw this.failure;
+    const failure = this.#put(padded);
+    if (failure !== undefined) throw failure;
     if (whole > 0) this.#staging.copyWithin(0, whole, whole + PAGE_BYTES);
     this.#from += whole;
   }
 
-  /** Writes the first `length` staged bytes where they belong; a failure stands in `failure`. */
-  #put(length: number): void {
+  /** Writes the first `length` staged bytes where they belong; answers, and keeps, what the disk refused it with. */
+  #put(length: number): OperationError | undefined {
     try {
       this.#file!.writeSync(this.#staging.subarray(0, length), this.#from);
     } catch (error) {
@@ -140,5 +140,6 @@ export class JournalTail {
         "the journal's disk fails: move the volume to another node",
       );
     }
+    return this.failure;
   }
 }

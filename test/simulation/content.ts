@@ -13,6 +13,9 @@ const SECTOR = 512;
 export const SHARDS = 8;
 export const VOLUME_BYTES = SHARDS * SHARD_BLOCKS * BLOCK;
 
+/** What follows the version and the number in each sector. */
+const fillings = Array.from({ length: 256 }, (_, byte) => Buffer.alloc(SECTOR - 8, byte));
+
 /** A run of neighbouring blocks: numbers from `first` on stand for the volume's blocks from `block` on. */
 export interface Group {
   first: number;
@@ -90,7 +93,7 @@ export function decodeVersions(bytes: Buffer, lba: number): number[] {
       const isWhole =
         bytes.readUInt32LE(at) === version &&
         bytes.readUInt32LE(at + 4) === (version === 0 ? 0 : block) &&
-        bytes[at + SECTOR - 1] === (version & 0xff);
+        fillings[version & 0xff].compare(bytes, at + 8, at + SECTOR) === 0;
       if (!isWhole) throw new OracleError(`block ${block} is no version whole: it begins as version ${version}`);
     }
     versions.push(version);
