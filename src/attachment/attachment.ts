@@ -404,10 +404,12 @@ export class VolumeAttachment {
     this.#volume = undefined;
   }
 
+  /** Whoever calls it knows that nobody uses them, or that nothing of ours can be behind them any more. */
   async #freeDevices(): Promise<void> {
     const { kernel } = this.#parts;
     for (const device of await kernel.list(this.#backend)) {
-      if (device.backend === this.#backend) await kernel.disconnect(device);
+      const { action } = deviceTable.decide({ identifier: this.#identifierOf(device), usage: "free" });
+      if (action === "free") await kernel.disconnect(device);
     }
     this.#device = undefined;
   }
@@ -416,15 +418,18 @@ export class VolumeAttachment {
     const { kernel } = this.#parts;
     for (const device of await kernel.list(this.#backend)) {
       const usage = await kernel.usage(device);
-      const { action } = deviceTable.decide({
-        identifier: device.backend === this.#backend ? "this volume's" : "another's",
-        usage: usage === undefined ? "free" : "in use",
-      });
+      const identifier = this.#identifierOf(device);
+      const { action } = deviceTable.decide({ identifier, usage: usage === undefined ? "free" : "in use" });
       if (action !== "refuse") continue;
       throw new OperationError("in-use", `${message} (${usage}): unmount it first`, {
         context: { volumeId: this.options.volumeId, device: device.devicePath },
       });
     }
+  }
+
+  /** The kernel is asked for identifiers that begin as ours does: "vol-1" is the beginning of "vol-10". */
+  #identifierOf(device: KernelDevice): "this volume's" | "another's" {
+    return device.backend === this.#backend ? "this volume's" : "another's";
   }
 
   #mustBe(phase: Phase): void {

@@ -36,6 +36,8 @@ test("what a start finds is resumed, finished, freed, reported or removed", asyn
     const registry = await started(world);
     const isServed = found.record === "valid" && device;
     assert.equal((await registry.getAttachment(volumeId))?.state, isServed ? "attached" : undefined);
+    const isKept = isServed || (found.record === "damaged" && found.device === "in-use");
+    assert.equal((await world.records.list()).length, isKept ? 1 : 0, JSON.stringify(found));
     assert.equal(world.devices.length, isServed || found.device === "in-use" ? 1 : 0, JSON.stringify(found));
   }
 });
@@ -80,6 +82,7 @@ test("an attach of what is attached answers, waits for it, detaches it first or 
   await assert.rejects(registry.attach(attachOptions({ readOnly: true })), { kind: "conflict" });
   connectNow();
   assert.deepEqual(await second, await first);
+  assert.deepEqual(world.trace, ["open take", "serve", "connect"]);
   assert.equal((await registry.attach(attachOptions())).state, "attached");
   await assert.rejects(registry.attach(attachOptions({ durability: "local" })), { kind: "conflict" });
   world.trace.length = 0;
