@@ -10,7 +10,7 @@ import { allMutants } from "./all.ts";
 import { tryMutant, type Verdict } from "./catcher.ts";
 import type { Mutant } from "./mutant.ts";
 import type { PatchedTree } from "./patched-tree.ts";
-import { caughtEnough, eachInParallel, keptSeeds, seedsPath } from "./session.ts";
+import { caughtEnough, eachInParallel, keptSeeds, mustApply, seedsPath } from "./session.ts";
 
 const timeoutMs = 120_000;
 
@@ -43,6 +43,7 @@ async function hunt(tree: PatchedTree, mutant: Mutant): Promise<void> {
   );
 }
 
+await mustApply(selected);
 await eachInParallel(selected, Number(values.jobs), hunt);
 if (values.write) {
   const kept = allMutants.flatMap(({ name }) => (name in seeds ? [[name, seeds[name]]] : []));

@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Verdict } from "./catcher.ts";
 import type { Mutant } from "./mutant.ts";
-import { PatchedTree } from "./patched-tree.ts";
+import { patch, PatchedTree, repository } from "./patched-tree.ts";
 
 const LEAST_CAUGHT = 0.95;
 export const seedsPath = join(import.meta.dirname, "seeds.json");
@@ -17,6 +17,14 @@ export async function keptSeeds(): Promise<Record<string, number>> {
 export function caughtEnough(verdicts: readonly Verdict[]): boolean {
   const caught = verdicts.filter(({ outcome }) => outcome === "caught").length;
   return caught >= verdicts.length * LEAST_CAUGHT && verdicts.every(({ outcome }) => outcome !== "broken");
+}
+
+/** Throws where the text of a mutant does not stand exactly once in its file, or the mutant changes nothing. */
+export async function mustApply(mutants: readonly Mutant[]): Promise<void> {
+  for (const mutant of mutants) {
+    const original = await readFile(join(repository, mutant.file), "utf8");
+    if (patch(mutant, original) === original) throw new Error(`mutant ${mutant.name}: it changes nothing`);
+  }
 }
 
 /** Calls `visit` for every mutant, each with a copy of the tree that nobody else uses at the time. */

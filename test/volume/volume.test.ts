@@ -314,6 +314,24 @@ test("a full disk makes writers wait until the store has taken what is there, an
   await harness.close();
 });
 
+test("a flush whose sync the local disk fails is answered once S3 holds what it covers", async () => {
+  const harness = new EngineHarness();
+  await harness.create(GIB, "local");
+  const volume = await harness.open();
+  await volume.write(0, Buffer.alloc(BLOCK, 1), false);
+  harness.disk.setFault((call) => {
+    if (call.operation === "sync") throw new OperationError("unavailable", "input/output error");
+  });
+  await volume.flush();
+  assert.equal(volume.status().dirtyBytes, 0);
+  harness.disk = new MemoryDisk();
+  const successor = await harness.open();
+  const target = Buffer.alloc(BLOCK);
+  await successor.read(0, target);
+  assert.equal(target[0], 1);
+  await harness.close();
+});
+
 test("a disk with no room for the first journal file refuses the opening and says why", async () => {
   const harness = new EngineHarness();
   harness.disk = new MemoryDisk({ capacityBytes: MIB });

@@ -26,8 +26,8 @@ export const journalMutants: readonly Mutant[] = [
   {
     name: "failed-sync-trusted-again",
     file: "src/volume/journal.ts",
-    find: "      this.distrusted = true;\n",
-    replace: "",
+    find: "this.distrusted = true;",
+    replace: "this.distrusted = false;",
     why: "durability local: the flush after a failed sync is acknowledged though the kernel has dropped the data",
     test: { file: "test/volume/journal.test.ts", name: "a failed sync makes the journal distrusted for ever" },
   },
@@ -133,5 +133,16 @@ export const journalMutants: readonly Mutant[] = [
     replace: "      if (seed < 0) {",
     why: "rot on the journal's disk is served and uploaded as data",
     test: { file: "test/volume/journal.test.ts", name: "rot in the journal is found when it is read" },
+  },
+  {
+    name: "torn-tail-left-behind",
+    file: "src/volume/journal.ts",
+    find: "    await this.#cutOff(last);\n",
+    replace: "",
+    why: "after two losses of power, records that the first one tore off come back over what S3 holds",
+    test: {
+      file: "test/volume/journal.test.ts",
+      name: "records behind a torn one never come back, also not when a later loss of power takes what replaced it",
+    },
   },
 ];

@@ -31,6 +31,13 @@ export const mapMutants: readonly Mutant[] = [
     why: "a changed part of the map is dropped from memory before a checkpoint has it: older data is read",
   },
   {
+    name: "shards-being-written-evicted",
+    file: "src/volume/block-map.ts",
+    find: "else if (shard.index !== keep && !shard.writing) clean.push(shard);",
+    replace: "else if (shard.index !== keep) clean.push(shard);",
+    why: "a part of the map is dropped while its page is on its way, and read back from the old page",
+  },
+  {
     name: "page-overwrites-newer-shard",
     file: "src/volume/block-map.ts",
     find: ".then((shard) => this.#shards.get(index) ?? this.#keep(shard))",
@@ -40,6 +47,20 @@ export const mapMutants: readonly Mutant[] = [
       file: "test/volume/block-map.test.ts",
       name: "a shard that is cleared while its page is on its way stays cleared",
     },
+  },
+  {
+    name: "empty-shard-keeps-page",
+    file: "src/volume/checkpointer.ts",
+    find: "        map.setPage(shard.index, undefined);\n",
+    replace: "",
+    why: "a part of the volume that was trimmed whole comes back after a restart",
+  },
+  {
+    name: "shard-dropped-while-it-loads",
+    file: "src/volume/map-apply.ts",
+    find: "        while (shard === undefined) {\n          await map.load(shardIndex);\n          shard = map.getLoaded(shardIndex);\n        }",
+    replace: "        shard ??= await map.load(shardIndex);",
+    why: "a segment is applied to a part of the map that was dropped from memory at that moment: its writes are lost",
   },
   {
     name: "zeroes-not-applied",

@@ -85,4 +85,11 @@ export const nbdMutants: readonly Mutant[] = [
     replace: "      this.#reply(errno);",
     why: "a request that waited is never answered, and another one twice",
   },
+  {
+    name: "fenced-volume-not-let-go",
+    file: "src/attachment/attachment.ts",
+    find: "so that it can be attached anew.\n      await this.#volume.close();",
+    replace: "so that it can be attached anew.",
+    why: "a volume that was fenced while it was detached cannot be attached on that node again",
+  },
 ];

@@ -25,6 +25,13 @@ export const ownershipMutants: readonly Mutant[] = [
     why: "an owner that died before it had started takes all history with it",
   },
   {
+    name: "lost-race-to-the-gap-ignored",
+    file: "src/volume/fencing.ts",
+    find: 'if ((await putFence(environment, volume, epoch, next)) === "created") return (next - 1) as SegmentSeq;',
+    replace: "await putFence(environment, volume, epoch, next);\n    if (next > 0) return (next - 1) as SegmentSeq;",
+    why: "a segment that came in just before the fence is left out, though its flush was acknowledged",
+  },
+  {
     name: "start-ignores-412",
     file: "src/volume/fencing.ts",
     find: 'if ((await environment.store.putIfAbsent(key, [head], environment.options)) === "created") return;',
@@ -37,10 +44,6 @@ export const ownershipMutants: readonly Mutant[] = [
     find: "  await environment.confirm();\n",
     replace: "",
     why: "a late call on a node that has lost the volume, or of a deleted volume, fences the owner",
-    test: {
-      file: "test/volume/volume.test.ts",
-      name: "who has lost the right to own a volume while it opens it fences nobody",
-    },
   },
   {
     name: "foreign-journal-replayed",
@@ -55,6 +58,13 @@ export const ownershipMutants: readonly Mutant[] = [
     find: 'when: { mode: "resume", claimant: "another journal" },\n      action: "refuse",',
     replace: 'when: { mode: "resume", claimant: "another journal" },\n      action: "claim",',
     why: "a restarted server takes the volume away from the node that took it over meanwhile",
+  },
+  {
+    name: "checkpoint-journal-end-forgotten",
+    file: "src/volume/recovery.ts",
+    find: "  if (covered > 0) history.journalEnd = checkpoint!.journalEnd;\n",
+    replace: "",
+    why: "journal records that S3 holds are replayed over newer ones, or looked for in files given back",
   },
   {
     name: "segment-journal-end-forgotten",
@@ -90,10 +100,13 @@ export const ownershipMutants: readonly Mutant[] = [
     find: "    history.everWritten = checkpoint.everWritten;\n",
     replace: "",
     why: "a written volume says that it never was: it would be formatted",
-    test: {
-      file: "test/volume/volume.test.ts",
-      name: "a trim over terabytes costs by extents, gives the space back, and survives",
-    },
+  },
+  {
+    name: "journaled-writes-do-not-count",
+    file: "src/volume/recovery.ts",
+    find: "    journaled = true;\n",
+    replace: "",
+    why: "a volume that was written says that it never was after a crash: it would be formatted",
   },
   {
     name: "foreign-object-taken-for-own",

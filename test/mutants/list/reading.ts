@@ -40,7 +40,6 @@ export const readingMutants: readonly Mutant[] = [
       "    copyFrames(frames, segment.seed, lba, blocks, target, at);\n" +
       "    if (frames.length > 0) return;",
     why: "a block that is rotten in S3 is answered with whatever the buffer held",
-    test: { file: "test/volume/volume.test.ts", name: "rot in the store fails that range alone, and is reported" },
   },
   {
     name: "no-second-reading",
@@ -107,10 +106,6 @@ export const readingMutants: readonly Mutant[] = [
     find: "if (!this.#isServing || options?.signal?.aborted === true",
     replace: "if (this.#isServing || options?.signal?.aborted === true",
     why: "revoked credentials turn into I/O errors of a mounted file system",
-    test: {
-      file: "test/volume/volume.test.ts",
-      name: "a store that refuses credentials for an hour loses nothing and fails nothing",
-    },
   },
   {
     name: "unavailable-not-retried",

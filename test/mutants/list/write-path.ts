@@ -64,6 +64,20 @@ export const writePathMutants: readonly Mutant[] = [
     why: "a block written again while its segment was on its way reads as the older version",
   },
   {
+    name: "overlay-drops-next-zeroes",
+    file: "src/volume/dirty-extents.ts",
+    find: "      if (stop <= lba || Math.abs(value) >= before) {",
+    replace: "      if (stop <= lba || Math.abs(value) > before) {",
+    why: "a trim right behind a generation's last record is forgotten when the segment is applied",
+  },
+  {
+    name: "applied-journal-end-too-high",
+    file: "src/volume/segment-writer.ts",
+    find: "this.appliedJournalEnd = generation.journalEnd;",
+    replace: "this.appliedJournalEnd = journal.sequence;",
+    why: "a checkpoint says that S3 holds journal records which it does not: a restart does not replay them",
+  },
+  {
     name: "segment-journal-end-too-high",
     file: "src/volume/segment-writer.ts",
     find: "journalEnd: generation.journalEnd,",
@@ -108,11 +122,29 @@ export const writePathMutants: readonly Mutant[] = [
     why: "writes are answered before the journal's file has them: the death of the process loses them",
   },
   {
+    name: "waiting-write-not-written",
+    file: "src/volume/volume.ts",
+    find: "        this.#append(lba + from, count, source, from * BLOCK_BYTES);\n        this.#journal.commit();\n",
+    replace: "        this.#append(lba + from, count, source, from * BLOCK_BYTES);\n",
+    why: "a write that had to wait for room is answered before the journal's file has it",
+  },
+  {
     name: "local-flush-without-sync",
     file: "src/volume/volume.ts",
     find: "return this.#journal.sync()?.catch(() => this.#writer.flush());",
     replace: "return undefined;",
     why: "durability local: a flush is answered though the journal stands in the page cache alone",
+  },
+  {
+    name: "failed-sync-acknowledged",
+    file: "src/volume/volume.ts",
+    find: "return this.#journal.sync()?.catch(() => this.#writer.flush());",
+    replace: "return this.#journal.sync()?.catch(() => undefined);",
+    why: "durability local: a flush is acknowledged though the disk failed the sync",
+    test: {
+      file: "test/volume/volume.test.ts",
+      name: "a flush whose sync the local disk fails is answered once S3 holds what it covers",
+    },
   },
   {
     name: "trim-forgets-overlay",
