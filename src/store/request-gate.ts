@@ -26,6 +26,7 @@ const FAILURES_TO_CLOSE = 8;
 const FIRST_PROBE_PAUSE_MS = 100;
 const LONGEST_PROBE_PAUSE_MS = 3000;
 const PROBE_PATIENCE_MS = 2000;
+const TELL_AFTER_MS = 1000;
 const LOST_AFTER_MS = 5000;
 const LOST_AFTER_ANSWERS = 5;
 
@@ -74,6 +75,7 @@ export class RequestGate {
   #pauseMs = FIRST_PROBE_PAUSE_MS;
   #nextProbeMs = 0;
   #isProbing = false;
+  #isToldAway = false;
   #lastError: OperationError | undefined;
   readonly #end = new AbortController();
 
@@ -196,18 +198,14 @@ export class RequestGate {
   }
 
   #close(because: "away" | "slow"): void {
-    const { clock, log, requests } = this.#parts;
+    const { clock } = this.#parts;
     this.#closedAtMs = clock.monotonicMs();
+    this.#isToldAway = false;
     this.#beginEra();
     this.#quickBelow = because === "away" ? this.#limit : 0;
     this.#limit = because === "away" ? Math.min(RESTART_CONCURRENT, this.#limit) : 1;
     this.#pauseMs = FIRST_PROBE_PAUSE_MS;
     this.#planProbe();
-    const error = this.#lastError?.message;
-    const fields = { requests, ...(error === undefined ? {} : { error }) };
-    // A store that only asks for fewer requests closes the gate for a moment, again and again.
-    if (because === "away") log.warn("the store is away: requests wait, one at a time asks for it", fields);
-    else log.debug("the store asks for fewer requests than one at a time", fields);
   }
 
   #open(closedAtMs: number, answeredSentMs: number): void {
@@ -219,7 +217,7 @@ export class RequestGate {
     const patienceMs = Math.max(LOST_AFTER_MS, LOST_AFTER_ANSWERS * (nowMs - answeredSentMs));
     for (const pass of this.#sent) if (nowMs - pass.sentMs > patienceMs) pass.loseIt();
     const awayMs = Math.round(nowMs - closedAtMs);
-    if (awayMs > 1000) log.info("the store answers again", { requests, awayMs, waiting: this.waiting });
+    if (this.#isToldAway) log.info("the store answers again", { requests, awayMs, waiting: this.waiting });
   }
 
   #beginEra(): void {
@@ -245,6 +243,17 @@ export class RequestGate {
     this.#pauseMs = Math.min(this.#pauseMs * 2, LONGEST_PROBE_PAUSE_MS);
   }
 
+  /** A store that fails now and then, or wants fewer requests, closes the gate for a moment, again and again. */
+  #tellAway(): void {
+    const { clock, log, requests } = this.#parts;
+    if (this.#isToldAway || this.#closedAtMs === undefined) return;
+    if (clock.monotonicMs() - this.#closedAtMs < TELL_AFTER_MS) return;
+    this.#isToldAway = true;
+    const error = this.#lastError?.message;
+    const fields = { requests, ...(error === undefined ? {} : { error }) };
+    log.warn("the store is away: requests wait, one at a time asks for it", fields);
+  }
+
   /** Sends one waiting request after the other, while the gate is closed and somebody waits. */
   async #probe(): Promise<void> {
     const { clock } = this.#parts;
@@ -259,6 +268,7 @@ export class RequestGate {
         const timer = clock.after(PROBE_PATIENCE_MS, resolve);
         await ended;
         timer.cancel();
+        this.#tellAway();
         this.#planProbe();
       }
     } catch {
