@@ -123,9 +123,9 @@ async function damagedJournal(scene: Scene, { random, figures }: Torture): Promi
   await crashMachine(cluster, claims, { dying });
   const [onFilesystem, onDevice, onLocal] = ledgers;
   await checkFilesystem(claims[0]);
-  onFilesystem.mustHold();
-  onDevice.mustHoldMoment();
-  const moment = onLocal.moment();
+  await onFilesystem.mustHold();
+  await onDevice.mustHoldMoment();
+  const moment = await onLocal.moment();
   if (moment === undefined) throw new Error("a device of durability local was never like this at once");
   figures.count(
     "records that a damaged journal of durability local has cost",
@@ -190,7 +190,7 @@ async function underLoad(
   figures.count("verified writes of fio", load.writes);
   figures.count("errors that fio met", load.errors);
   await run("sh", ["-c", "echo 3 >/proc/sys/vm/drop_caches"]);
-  for (const ledger of ledgers) ledger.mustHold();
+  for (const ledger of ledgers) await ledger.mustHold();
   await mustNotComplain(complaints);
 }
 

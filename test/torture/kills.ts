@@ -101,7 +101,7 @@ async function onCluster(torture: Torture, strike: Strike): Promise<void> {
     torture.figures.sample("memory of the server at the end (bytes)", await residentBytes(cluster.nodes[0].server.pid));
     await inspect(users, complaints);
     await crashMachine(cluster, claims, { lost: claims });
-    for (const { ledger } of users) ledger.mustHold();
+    for (const { ledger } of users) await ledger.mustHold();
     for (const { claim } of users) await claim.remove();
   } catch (error) {
     torture.say(cluster.report());
@@ -153,7 +153,7 @@ async function rest({ figures }: Torture, users: readonly User[]): Promise<void>
 async function inspect(users: readonly User[], complaints: number): Promise<void> {
   for (const { claim, ledger } of users) {
     await checkFilesystem(claim);
-    ledger.mustHold();
+    await ledger.mustHold();
   }
   await mustNotComplain(complaints);
 }

@@ -110,8 +110,8 @@ export class LedgerProcess {
   }
 
   /** Throws where the file lacks what was acknowledged. Nothing may be writing. */
-  mustHold(): void {
-    const faults = ledgerFaults(readSlots(this.file, this.slots), {
+  async mustHold(): Promise<void> {
+    const faults = ledgerFaults(await readSlots(this.file, this.slots), {
       acknowledged: this.acknowledged,
       attempted: this.#attempted,
     });
@@ -121,14 +121,15 @@ export class LedgerProcess {
   }
 
   /** The same of a bare device, where besides all slots must be of one moment. */
-  mustHoldMoment(): void {
-    this.mustHold();
-    if (this.moment() === undefined) throw new Error(`the slots of ${this.file} were never all like this at once`);
+  async mustHoldMoment(): Promise<void> {
+    await this.mustHold();
+    if ((await this.moment()) === undefined)
+      throw new Error(`the slots of ${this.file} were never all like this at once`);
   }
 
   /** The record after which all slots were as they are; undefined where they never were. */
-  moment(): number | undefined {
-    return momentOf(readSlots(this.file, this.slots));
+  async moment(): Promise<number | undefined> {
+    return momentOf(await readSlots(this.file, this.slots));
   }
 
   #line(line: string): void {

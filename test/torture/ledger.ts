@@ -8,7 +8,8 @@
  * error ends it with status 1.
  */
 import { createHash } from "node:crypto";
-import { closeSync, fdatasyncSync, openSync, readSync, writeSync } from "node:fs";
+import { closeSync, fdatasyncSync, openSync, writeSync } from "node:fs";
+import { open } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { describe } from "../../src/base/errors.ts";
 import { monotonicMs } from "./figures.ts";
@@ -35,20 +36,30 @@ export function recordOf(number: number): Buffer {
   return record;
 }
 
-/** The numbers in the slots: 0 for one that was never written, undefined for bytes that are no record. */
-export function readSlots(file: string, slots: number): (number | undefined)[] {
-  const fd = openSync(file, "r");
-  const found = Buffer.alloc(recordBytes);
+/**
+ * The numbers in the slots: 0 for one that was never written, undefined for bytes that are no record. It does not hold
+ * up this process while the disk is silent: what the disk waits for may run here too.
+ */
+export async function readSlots(file: string, slots: number): Promise<(number | undefined)[]> {
+  const handle = await open(file, "r");
   try {
-    return Array.from({ length: slots }, (_, slot) => {
-      const count = readSync(fd, found, 0, recordBytes, slot * recordBytes);
-      if (count === 0 || found.subarray(0, count).every((byte) => byte === 0)) return 0;
-      const number = Number(found.readBigUInt64LE(0));
-      return found.equals(recordOf(number)) && number % slots === slot ? number : undefined;
-    });
+    const numbers: (number | undefined)[] = [];
+    const found = Buffer.alloc(recordBytes);
+    for (let slot = 0; slot < slots; slot += 1) {
+      const { bytesRead } = await handle.read(found, 0, recordBytes, slot * recordBytes);
+      numbers.push(numberIn(found.subarray(0, bytesRead), slot, slots));
+    }
+    return numbers;
   } finally {
-    closeSync(fd);
+    await handle.close();
   }
+}
+
+function numberIn(found: Buffer, slot: number, slots: number): number | undefined {
+  if (found.every((byte) => byte === 0)) return 0;
+  if (found.length < recordBytes) return undefined;
+  const number = Number(found.readBigUInt64LE(0));
+  return found.equals(recordOf(number)) && number % slots === slot ? number : undefined;
 }
 
 /**

@@ -169,7 +169,7 @@ async function mustHoldAll({ claims, ledgers }: Scene, loseMachine: () => Promis
     if (!isFirst) await loseMachine();
     for (const [index, claim] of claims.entries()) {
       await checkFilesystem(claim);
-      ledgers[index].mustHold();
+      await ledgers[index].mustHold();
     }
   }
 }
