@@ -72,7 +72,9 @@ function definitions(): void {
 
   test("staging mounts what is not mounted, finds it mounted, and refuses what is mounted otherwise", async () => {
     assert.equal(await call("stage"), code.OK);
+    const before = mountAt(await listMounts(), staging);
     assert.equal(await call("stage"), code.OK);
+    assert.deepEqual(mountAt(await listMounts(), staging), before, "not mounted anew");
     assert.equal(await call("stage", { volumeCapability: asOtherFiles }), code.ALREADY_EXISTS);
     assert.equal(await call("stage", { volumeId: mustVolumeId("vol-2") }), code.ALREADY_EXISTS);
     execFileSync("mount", ["-o", "remount,ro", staging]);
@@ -96,7 +98,8 @@ function definitions(): void {
     dataPlane.lose(volumeId);
     assert.equal(await call("stage"), code.OK);
     const { devicePath } = (await dataPlane.getAttachment(volumeId))!;
-    assert.equal(mountAt(await listMounts(), staging)?.source, devicePath);
+    const sources = (await listMounts()).filter(({ mountPoint }) => mountPoint === staging).map(({ source }) => source);
+    assert.deepEqual(sources, [devicePath]);
   });
 
   test("a device in use as one is not staged, and a filesystem in use is not published as a device", async () => {
