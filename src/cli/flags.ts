@@ -106,7 +106,7 @@ export const flags = {
     type: "string",
     default: "",
     commands: services,
-    description: "host:port for /metrics and /healthz; default: not served",
+    description: "host:port for /metrics and /healthz, unencrypted, for whoever reaches it; default: not served",
   },
   logLevel: {
     type: "string",

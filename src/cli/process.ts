@@ -55,6 +55,11 @@ export async function serveMetrics(
   });
   const address = await server.listen();
   log.info("metrics are served", { operation: "start", address });
+  if (!/^(127\.|\[::1\])/.test(address)) {
+    const message =
+      "metrics are neither encrypted nor authenticated: names and figures of volumes show, their data never";
+    log.warn(message, { operation: "start", address });
+  }
   return server;
 }
 

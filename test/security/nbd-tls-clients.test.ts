@@ -83,7 +83,7 @@ test("clients without tls, or without a certificate, are told nothing", async ()
   );
 });
 
-test("what is served on tcp without tls needs the word, and the log warns", async () => {
+test("what is served on tcp without tls needs a flag that says so, and the log warns", async () => {
   const other = ["--state-dir", "--run-dir", "--control-socket", "--listen"];
   const flags = [
     ...ground.serverFlags().filter((flag) => !other.some((name) => flag.startsWith(`${name}=`))),
@@ -92,7 +92,9 @@ test("what is served on tcp without tls needs the word, and the log warns", asyn
     `--control-socket=${ground.path("run-2/control.sock")}`,
     "--listen=tcp://127.0.0.1:0",
   ];
-  const plain = await ground.serve([...flags, "--insecure"]);
+  const plain = await ground.serve([...flags, "--insecure", "--metrics-address=0.0.0.0:0"]);
   const warning = await plain.logged("nbd over tcp is neither encrypted nor authenticated");
   assert.equal(warning["level"], "warn");
+  const warned = plain.lines.filter(({ level }) => level === "warn").map(({ message }) => String(message));
+  assert.ok(warned.some((message) => message.startsWith("metrics are neither encrypted nor authenticated")));
 });

@@ -116,7 +116,7 @@ interface Bench {
   /** The replies to one option without TLS: type of the first. */
   ask(client: { socket: Socket; reader: Reader }, number: number, data?: Buffer): Promise<number>;
   /** A client through TLS; rejects where it is not let in. */
-  secret(options?: ConnectionOptions): Promise<{ socket: TLSSocket; reader: Reader }>;
+  secret(options?: ConnectionOptions): Promise<{ socket: TLSSocket; reader: Reader; raw: Socket }>;
 }
 
 async function withServer(
@@ -168,7 +168,7 @@ async function withServer(
       });
       const reader = new Reader(socket);
       await secured;
-      return { socket, reader };
+      return { socket, reader, raw: client.socket };
     };
     await run({ server, log, device, opened, released: () => releases, plain, ask, secret });
   } finally {
@@ -441,6 +441,10 @@ describe("served by another thread", () => {
       await go(vanishing);
       vanishing.socket.destroy();
       await untilEmpty(server);
+      const broken = await secret();
+      await go(broken);
+      broken.raw.resetAndDestroy();
+      await untilEmpty(server);
       const deaf = await secret();
       await go(deaf);
       deaf.socket.pause();
@@ -449,7 +453,7 @@ describe("served by another thread", () => {
       }
       await server.close(0);
       assert.equal(server.connectionCount, 0);
-      assert.equal(released(), 2);
+      assert.equal(released(), 3);
     }));
 });
 
