@@ -13,11 +13,13 @@ const maxTextLength = 4096;
 const minSecretLength = 8;
 
 export class Redactor {
-  readonly #secrets = new Set<string>();
+  /** Longest first: one that begins with another must not leave its end behind. */
+  #secrets: string[] = [];
 
   /** From now on `text` is blanked wherever it appears. Texts of fewer than eight characters are not remembered. */
   addSecret(text: string): void {
-    if (text.length >= minSecretLength) this.#secrets.add(text);
+    if (text.length < minSecretLength || this.#secrets.includes(text)) return;
+    this.#secrets = [...this.#secrets, text].toSorted((a, b) => b.length - a.length);
   }
 
   /** `text` without the known secrets, and cut to 4096 characters. */

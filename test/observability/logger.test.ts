@@ -70,6 +70,12 @@ test("a known secret is blanked wherever it stands: message, fields, errors and 
   assert.match(lines[0], /a short word stays/);
 });
 
+test("a secret that begins with another leaves nothing of itself", () => {
+  const redactor = new Redactor();
+  for (const secret of ["canary-key", "canary-key-and-more", "canary-key"]) redactor.addSecret(secret);
+  assert.equal(redactor.redactText("a canary-key-and-more b canary-key"), "a [redacted] b [redacted]");
+});
+
 test("an error is logged without its stack", () => {
   const { log, last } = capture();
   log.error("x", { error: new OperationError("busy", "try again", { context: { volumeId: "v" } }) });
