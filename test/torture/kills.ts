@@ -51,8 +51,9 @@ export async function killServer(torture: Torture): Promise<void> {
       torture.figures.count("of these while it started");
     }
     await reviveServer(node, claims);
-    torture.figures.sample(isDouble ? "away over two kills (ms)" : "away (ms)", monotonicMs() - startMs);
-    return isDouble ? "stall over two kills (ms)" : "stall (ms)";
+    const awayMs = monotonicMs() - startMs;
+    torture.figures.sample(isDouble ? "away over two kills (ms)" : "away (ms)", awayMs);
+    return { name: isDouble ? "stall over two kills (ms)" : "stall (ms)", awayMs };
   });
 }
 
@@ -69,11 +70,12 @@ export async function killAny(torture: Torture): Promise<void> {
     const revivals = victims.map((each) => (each === node.server ? reviveServer(node, claims) : each.start()));
     await Promise.all(revivals);
     for (const claim of claims) for (const step of claim.up()) await insist(step);
-    return victims.includes(node.server) ? "stall (ms)" : "stall where the server lived on (ms)";
+    return { name: victims.includes(node.server) ? "stall (ms)" : "stall where the server lived on (ms)" };
   });
 }
 
-type Strike = (cluster: Cluster, claims: readonly Claim[], round: number) => Promise<string>;
+/** The answer: under which name the stall counts, and how long no server was there, where that is known. */
+type Strike = (cluster: Cluster, claims: readonly Claim[], round: number) => Promise<{ name: string; awayMs?: number }>;
 
 async function onCluster(torture: Torture, strike: Strike): Promise<void> {
   const cluster = await Cluster.start();
@@ -118,13 +120,15 @@ async function runRound(
 ): Promise<void> {
   for (const { ledger } of users) ledger.longestWaitSince(0);
   const strikeMs = monotonicMs();
-  const name = await strike(
+  const { name, awayMs } = await strike(
     cluster,
     users.map(({ claim }) => claim),
     round,
   );
   await untilAllWrite(users);
-  figures.sample(name, Math.max(...users.map(({ ledger }) => ledger.longestWaitSince(strikeMs))));
+  const stallMs = Math.max(...users.map(({ ledger }) => ledger.longestWaitSince(strikeMs)));
+  figures.sample(name, stallMs);
+  if (awayMs !== undefined) figures.sample("stall beyond the server's absence (ms)", Math.max(0, stallMs - awayMs));
   figures.count("rounds");
   if (users.some(({ load }) => !load.isRunning)) throw new Error("a verified load has ended with an error");
 }
