@@ -10,7 +10,7 @@
  */
 import { parseArgs } from "node:util";
 import { Tally } from "./tally.ts";
-import { type Job, runJobs, runOne } from "./seed-pool.ts";
+import { type Job, runJobs, SeedThread } from "./seed-pool.ts";
 import type { Result, RunOptions } from "./run-seed.ts";
 import { parseRanges, replayCommand, shrink } from "./shrink.ts";
 
@@ -52,7 +52,9 @@ function* jobs(): Generator<Job> {
 async function showFailure(failed: Result): Promise<void> {
   say(`\nseed ${failed.seed} failed: ${failed.error}`);
   if (values.shrink) {
-    const small = await shrink(failed, options, (candidate) => runOne(failed.seed, candidate));
+    const thread = new SeedThread();
+    const small = await shrink(failed, options, (candidate) => thread.run({ seed: failed.seed, options: candidate }));
+    await thread.end();
     say(`shrunk by ${small.trials} runs: ${small.result.error}`);
     for (const line of small.result.trace.slice(-Number(values.trace))) say(`    ${line}`);
     say(replayCommand(failed.seed, small.options));

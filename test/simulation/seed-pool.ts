@@ -7,46 +7,38 @@ export interface Job {
   options: RunOptions;
 }
 
-/** Runs jobs as they are drawn until there are none left; `done` is called with every result, in order of ending. */
-export async function runJobs(
-  jobs: Iterator<Job>,
-  threads: number,
-  done: (result: Result, job: Job) => void,
-): Promise<void> {
-  await Promise.all(Array.from({ length: threads }, () => runThread(jobs, done)));
-}
+/** One thread, which runs one seed at a time. */
+export class SeedThread {
+  readonly #worker = new Worker(new URL("seed-thread.ts", import.meta.url), {
+    resourceLimits: { maxYoungGenerationSizeMb: 96 },
+  });
 
-async function runThread(jobs: Iterator<Job>, done: (result: Result, job: Job) => void): Promise<void> {
-  const worker = new Worker(new URL("seed-thread.ts", import.meta.url));
-  try {
-    await new Promise<void>((resolve, reject) => {
-      let job: Job | undefined;
-      const next = (): void => {
-        const drawn = jobs.next();
-        if (drawn.done === true) return resolve();
-        job = drawn.value;
-        worker.postMessage(job);
-      };
-      worker.on("error", reject);
-      worker.on("exit", (code) => reject(new Error(`the thread of seed ${job?.seed} ended with code ${code}`)));
-      worker.on("message", (result: Result) => {
-        try {
-          done(result, job!);
-          next();
-        } catch (error) {
-          reject(error instanceof Error ? error : new Error(String(error)));
-        }
-      });
-      next();
-    });
-  } finally {
-    await worker.terminate();
+  run(job: Job): Promise<Result> {
+    const { promise, resolve, reject } = Promise.withResolvers<Result>();
+    const worker = this.#worker;
+    worker.removeAllListeners();
+    worker.on("error", reject);
+    worker.on("exit", (code) => reject(new Error(`the thread of seed ${job.seed} ended with code ${code}`)));
+    worker.on("message", resolve);
+    worker.postMessage(job);
+    return promise;
+  }
+
+  async end(): Promise<void> {
+    this.#worker.removeAllListeners();
+    await this.#worker.terminate();
   }
 }
 
-/** One run in a thread of its own. */
-export async function runOne(seed: number, options: RunOptions): Promise<Result> {
-  const results: Result[] = [];
-  await runJobs([{ seed, options }].values(), 1, (result) => results.push(result));
-  return results[0];
+/** Runs jobs as they are drawn until there are none left; `done` is called with every result, in order of ending. */
+export async function runJobs(jobs: Iterator<Job>, threads: number, done: (result: Result) => void): Promise<void> {
+  const runThread = async (): Promise<void> => {
+    const thread = new SeedThread();
+    try {
+      for (let job = jobs.next(); job.done !== true; job = jobs.next()) done(await thread.run(job.value));
+    } finally {
+      await thread.end();
+    }
+  };
+  await Promise.all(Array.from({ length: threads }, runThread));
 }
