@@ -1,2 +1,6 @@
-/** Every seed that ever showed a bug of the product, and what it was: `npm test` runs them all. */
-export const failedSeeds: readonly { seed: number; why: string }[] = [];
+/** Seeds that showed a bug of the product, and what it was: `npm test` runs them all. */
+export const failedSeeds: readonly { seed: number; why: string }[] = [
+  { seed: 4, why: "two shards of the map loaded at one moment: the changed one had been dropped, its write was lost" },
+  { seed: 14, why: "the same, after a take-over" },
+  { seed: 261, why: "records torn off by a loss of power came back with the next one, over what S3 held by then" },
+];

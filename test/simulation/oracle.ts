@@ -225,7 +225,8 @@ export class Oracle {
   opened(node: string, epoch: number, image: Int32Array, risk: JournalRisk): Line {
     const main = this.main;
     const later = this.starts.some((start) => start.epoch > epoch);
-    if (later || epoch < main.epoch) {
+    // While it is deleted, its fences and objects go: whoever opens it at that moment has nothing that lasts.
+    if (this.deleted || later || epoch < main.epoch) {
       return this.lostLine(node, epoch, image);
     }
     const sameOwner =

@@ -157,7 +157,9 @@ async function drained(world: World, node: SimNode): Promise<void> {
   const { cluster, clock, swarm } = world;
   let endMs = Infinity;
   for (;;) {
-    const status = await cluster.call(node, (registry) => registry.getAttachment(volumeId));
+    const status = await cluster
+      .call(node, (registry) => registry.getAttachment(volumeId))
+      .catch((error: unknown) => void world.expectControlError(node, error));
     if (status?.state === "attached" && status.dirtyBytes === 0) return;
     // A former owner only learns by its next upload that it is none any more: then the volume is attached anew.
     if (status?.state === "attached") endMs = Math.min(endMs, clock.monotonicMs() + swarm.uploadIntervalMs + 60_000);

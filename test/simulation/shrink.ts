@@ -1,6 +1,6 @@
 /**
  * Makes a failing run small: fewer steps, fewer kinds of faults, fewer actions, as long as it still fails. What is left
- * out changes nothing in what the rest draws, though it may change what comes of it: any failure counts.
+ * out changes nothing in what the rest draws, though it may change what comes of it: a failure of the same kind counts.
  */
 import type { Result, RunOptions } from "./run-seed.ts";
 import { faultNames } from "./swarm.ts";
@@ -23,7 +23,7 @@ export async function shrink(
     if (best.trials >= limit) return false;
     best.trials += 1;
     const result = await run(candidate);
-    if (result.ok) return false;
+    if (result.ok || kindOf(result) !== kindOf(failed)) return false;
     best.options = candidate;
     best.result = result;
     return true;
@@ -59,6 +59,14 @@ async function shrinkActions(best: Shrunk, attempt: (options: RunOptions) => Pro
       if (skip.size > before) await attempt({ ...best.options, skip });
     }
   }
+}
+
+/** The message without its numbers. */
+function kindOf({ error }: Result): string {
+  return (error ?? "")
+    .split("\n")[0]
+    .replaceAll(/[0-9]+/g, "")
+    .slice(0, 50);
 }
 
 /** The command that runs it again. */
