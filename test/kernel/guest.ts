@@ -104,7 +104,7 @@ async function runOnMachine(run: KernelRun): Promise<KernelResult> {
     transcript.begin();
     child.stdout?.on("data", (bytes: Buffer) => transcript.add(bytes));
     child.stderr?.on("data", (bytes: Buffer) => transcript.add(bytes));
-    const status = await endOf(child, run.timeoutMs ?? 120_000);
+    const status = await endOf(child, run.timeoutMs ?? 120_000, directory);
     return { status, output: transcript.output, kernelLog: "" };
   } finally {
     rmSync(directory, { recursive: true, force: true });
@@ -145,7 +145,7 @@ export async function runInGuest(run: KernelRun): Promise<KernelResult> {
     child.stderr?.on("data", (bytes: Buffer) => transcript.addBoot(bytes));
     const cut = (): void => killGroup(child);
     run.powerCut?.addEventListener("abort", cut);
-    const ended = await endOf(child, run.timeoutMs ?? 120_000)
+    const ended = await endOf(child, run.timeoutMs ?? 120_000, exchange)
       .catch((error: unknown) => {
         throw new Error(`${describe(error)}\n${transcript.boot}\n${transcript.output}`);
       })
@@ -246,9 +246,15 @@ exec "$@" </dev/null 3<&-`;
   });
 }
 
-/** Waits for the child, killing its whole group at the deadline; the group is gone afterwards either way. */
-async function endOf(child: ChildProcess, timeoutMs: number): Promise<number> {
-  const onExit = (): void => killGroup(child);
+/**
+ * Waits for the child, killing its whole group at the deadline; the group is gone afterwards either way. Where this
+ * process exits first, it takes `scratch` with it: the shell that would remove it is of the group.
+ */
+async function endOf(child: ChildProcess, timeoutMs: number, scratch: string): Promise<number> {
+  const onExit = (): void => {
+    killGroup(child);
+    rmSync(scratch, { recursive: true, force: true });
+  };
   process.once("exit", onExit);
   let late = false;
   const timer = setTimeout(() => {

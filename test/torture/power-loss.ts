@@ -42,6 +42,8 @@ export async function powerLoss({
   const directory = mkdtempSync(join(tmpdir(), "s3block-power-"));
   const random = new SeededRandom(seed);
   const endMs = monotonicMs() + seconds * 1000;
+  const clear = (): void => rmSync(directory, { recursive: true, force: true });
+  process.once("exit", clear);
   let isWell = false;
   try {
     const disks = ["node", "store"].map((name) => makeDisk(join(directory, name)));
@@ -54,7 +56,8 @@ export async function powerLoss({
     isWell = true;
   } finally {
     if (keepsEvidence && !isWell) say(`the disks, and copies of when the power went, are left in ${directory}`);
-    else rmSync(directory, { recursive: true, force: true });
+    else clear();
+    process.off("exit", clear);
   }
 }
 
