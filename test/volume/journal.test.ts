@@ -59,6 +59,17 @@ async function append(journal: Journal, lba: number, source: Buffer): Promise<nu
   return position;
 }
 
+test("a journal that has begun is found again, whatever a loss of power takes", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  const random = new SeededRandom(1);
+  const after = disk.crash({ bytes: (count) => random.bytes(count), fraction: () => 0 });
+  const next = await openJournal(after);
+  assert.ok(next.hasHistory);
+  assert.deepEqual(next.journalId, journal.journalId);
+  await next.close();
+});
+
 test("records come back in order after the death of the process, and appending goes on", async () => {
   let disk = new MemoryDisk();
   let journal = await begun(disk);

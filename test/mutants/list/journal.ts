@@ -58,6 +58,10 @@ export const journalMutants: readonly Mutant[] = [
     find: "    await file.sync();\n    await this.#disk.sync();\n",
     replace: "    await file.sync();\n",
     why: "durability local: a loss of power takes the first journal file with its acknowledged flushes",
+    test: {
+      file: "test/volume/journal.test.ts",
+      name: "a journal that has begun is found again, whatever a loss of power takes",
+    },
   },
   {
     name: "sequence-used-again",

@@ -40,6 +40,7 @@ export const readingMutants: readonly Mutant[] = [
       "    copyFrames(frames, segment.seed, lba, blocks, target, at);\n" +
       "    if (frames.length > 0) return;",
     why: "a block that is rotten in S3 is answered with whatever the buffer held",
+    test: { file: "test/volume/volume.test.ts", name: "rot in the store fails that range alone, and is reported" },
   },
   {
     name: "no-second-reading",

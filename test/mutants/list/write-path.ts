@@ -69,6 +69,10 @@ export const writePathMutants: readonly Mutant[] = [
     find: "      if (stop <= lba || Math.abs(value) >= before) {",
     replace: "      if (stop <= lba || Math.abs(value) > before) {",
     why: "a trim right behind a generation's last record is forgotten when the segment is applied",
+    test: {
+      file: "test/volume/dirty-extents.test.ts",
+      name: "random inserts and removals equal a plain array, seed 1",
+    },
   },
   {
     name: "applied-journal-end-too-high",
