@@ -1,6 +1,6 @@
 /** What goes wrong with disks and with what lies on them, or in the store. */
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
-import { type Action, anyNode, logUniform, usedNode } from "./action.ts";
+import { type Action, anyNode, crashed, logUniform, usedNode } from "./action.ts";
 import type { SimNode } from "./node.ts";
 import type { World } from "./world.ts";
 
@@ -29,6 +29,29 @@ export const damageActions: readonly Action[] = [
       faults[kind] = random.below(3) === 0 ? 1 : 0.2 * random.fraction();
       world.clock.after(logUniform(random, 5000), () => (faults[kind] = 0));
       return true;
+    },
+  },
+  {
+    name: "failed sync, then power loss",
+    weight: 3,
+    fault: "disk-error",
+    run: (world, random) => {
+      const [session] = world.cluster.sessions.values();
+      if (session === undefined || !session.alive) return false;
+      const { node } = session;
+      const useIt = (): void => {
+        for (let count = 6; count > 0; count -= 1) session.step(20);
+        session.flush();
+      };
+      node.faults.sync = 1;
+      useIt();
+      world.clock.after(6, () => (node.faults.sync = 0));
+      if (random.below(2) === 0) world.clock.after(8, useIt);
+      world.clock.after(10 + logUniform(random, 1000), () => {
+        if (node.up) world.coverage.add("power lost after a failed sync");
+        node.losePower();
+      });
+      return crashed(world);
     },
   },
   {

@@ -2,5 +2,6 @@
 export const failedSeeds: readonly { seed: number; why: string }[] = [
   { seed: 4, why: "two shards of the map loaded at one moment: the changed one had been dropped, its write was lost" },
   { seed: 14, why: "the same, after a take-over" },
+  { seed: 198, why: "a volume that was fenced while it was detached stayed open: no attach there before a restart" },
   { seed: 261, why: "records torn off by a loss of power came back with the next one, over what S3 held by then" },
 ];

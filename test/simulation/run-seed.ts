@@ -52,6 +52,7 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<R
   } finally {
     world.clock.stop();
     for (const node of world.nodes) node.server?.process.kill();
+    world.cluster.controller.kill();
     // What was under way when the world stopped may still fail, and is nobody's business.
     await world.clock.settle();
     process.off("unhandledRejection", onUncaught);

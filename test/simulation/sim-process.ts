@@ -11,7 +11,7 @@ export class SimProcess {
   #frozen = false;
   #parked: (() => void)[] = [];
   readonly #died = Promise.withResolvers<void>();
-  readonly #deathListeners: (() => void)[] = [];
+  readonly #deathListeners = new Set<() => void>();
 
   constructor(name: string) {
     this.name = name;
@@ -30,8 +30,10 @@ export class SimProcess {
     return this.#died.promise;
   }
 
-  onDeath(listener: () => void): void {
-    this.#deathListeners.push(listener);
+  /** Calls `listener` when the process dies; answers how to take that back. */
+  onDeath(listener: () => void): () => void {
+    this.#deathListeners.add(listener);
+    return () => void this.#deathListeners.delete(listener);
   }
 
   /** Runs `continuation` now, when the process is thawed, or never. */
@@ -45,7 +47,8 @@ export class SimProcess {
     if (this.#dead) return;
     this.#dead = true;
     this.#parked = [];
-    for (const listener of this.#deathListeners.splice(0)) listener();
+    for (const listener of this.#deathListeners) listener();
+    this.#deathListeners.clear();
     this.#died.resolve();
   }
 
@@ -93,13 +96,17 @@ export class ProcessClock implements Clock {
       }
       const abort = (): void => {
         timer.cancel();
+        forget();
         reject(signal.reason as Error);
       };
       const timer = this.after(ms, () => {
         signal.removeEventListener("abort", abort);
+        forget();
         resolve();
       });
       signal.addEventListener("abort", abort, { once: true });
+      // A signal made of others is kept for ever while somebody listens to it, and with it all of a dead process.
+      const forget = this.#process.onDeath(() => signal.removeEventListener("abort", abort));
     });
   }
 
