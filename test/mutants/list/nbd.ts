@@ -91,5 +91,9 @@ export const nbdMutants: readonly Mutant[] = [
     find: "so that it can be attached anew.\n      await this.#volume.close();",
     replace: "so that it can be attached anew.",
     why: "a volume that was fenced while it was detached cannot be attached on that node again",
+    test: {
+      file: "test/attachment/registry.test.ts",
+      name: "a volume that is fenced while it is being closed is let go of all the same",
+    },
   },
 ];
