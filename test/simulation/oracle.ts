@@ -252,6 +252,10 @@ export class Oracle {
     main.epoch = epoch;
     main.operations = main.operations.filter((operation) => !operation.lost);
     main.fold();
+    // A read that was sent again may see what is left where damage has cost acknowledged writes.
+    for (const { lba, allowed } of this.#reads.get(main) ?? []) {
+      for (const [at, versions] of allowed.entries()) versions.add(image[lba + at]);
+    }
     for (const [block, version] of image.entries()) if (version === -1) main.base[block] = -1;
     return main;
   }
