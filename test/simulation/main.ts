@@ -69,7 +69,7 @@ await runJobs(jobs(), Number(values.jobs), (result) => {
   if (values.hashes)
     say(`seed ${result.seed}: trace ${result.traceHash}, ${result.traceLines} lines, ${result.events} events`);
   if (!result.ok && !values.shrink) say(`seed ${result.seed} failed: ${result.error?.split("\n")[0]}`);
-  if (tally.worlds % 500 === 0) say(tally.line());
+  if (tally.worlds % 100 === 0) say(tally.line());
 });
 for (const failed of tally.failures.slice(0, 3)) await showFailure(failed);
 for (const line of tally.table()) say(line);
