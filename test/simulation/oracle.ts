@@ -5,9 +5,10 @@
  * were issued. Users never write a block while a write of it is unanswered, so the operations of a block are in order;
  * those of different blocks are in order where one was answered before the other was issued.
  *
- * When a volume is opened, its image decides which operations took effect: the smallest set that explains it. The set
- * must hold what may not be lost, each operation whole, and with each operation all that was answered before it was
- * issued: then the image is the volume as it was at one moment. What is not in the set must never be seen again.
+ * When a volume is opened, its image decides which operations took effect: the largest set that explains it (one that
+ * made zeroes of zeroes leaves no trace: nobody can tell). The set must hold what may not be lost, each operation whole,
+ * and with each operation all that was answered before it was issued: then the image is the volume as it was at one
+ * moment. What is not in the set must never be seen again.
  */
 export interface Operation {
   id: number;
@@ -267,49 +268,41 @@ export class Oracle {
     return this.main;
   }
 
-  /** The smallest set of operations that explains the image and holds what it must; throws where there is none. */
+  /** The largest set of operations that explains the image; throws where that does not hold what it must. */
   #explain(line: Line, image: Int32Array, mustHold: (operation: Operation) => boolean): Set<Operation> {
-    const held = new Set<Operation>();
-    let floor = 0;
-    const take = (operation: Operation): void => {
-      held.add(operation);
-      floor = Math.max(floor, operation.issued);
-    };
-    for (const operation of line.operations) if (mustHold(operation)) take(operation);
-    for (;;) {
-      const before = held.size;
-      for (const operation of line.operations) {
-        if (!held.has(operation) && operation.known < floor) take(operation);
+    const held = new Set(line.operations);
+    // Any operation that does not fit, and all that were issued after it was answered, did not take effect.
+    let ceiling = Infinity;
+    for (let before = -1; before !== held.size;) {
+      before = held.size;
+      for (const operation of this.#misfits(line, image, held)) {
+        held.delete(operation);
+        ceiling = Math.min(ceiling, operation.known);
       }
-      this.#matchImage(line, image, held, take);
-      if (held.size === before) return held;
+      for (const operation of held) if (operation.issued > ceiling) held.delete(operation);
     }
+    const newest = newestVersions(line, held);
+    const wrong = image.findIndex((version, block) => version !== newest[block] && version >= 0 && newest[block] >= 0);
+    const missing = line.operations.find((operation) => mustHold(operation) && !held.has(operation));
+    if (wrong < 0 && missing === undefined) return held;
+    const what = missing === undefined ? `block ${wrong}` : `version ${missing.id} of block ${missing.lba}`;
+    const block = missing?.lba ?? wrong;
+    throw new OracleError(
+      `no moment of history explains the image: ${what} must be held, but block ${block} reads as ${image[block]}`,
+    );
   }
 
-  /** Where a block does not read as the newest operation held has it, a later one must be held that does. */
-  #matchImage(line: Line, image: Int32Array, held: ReadonlySet<Operation>, take: (operation: Operation) => void): void {
-    const newest = Int32Array.from(line.base);
-    const after: Operation[][] = Array.from({ length: this.blocks }, () => []);
+  /** Held operations that are the last ones on a block, which does not read as they left it. */
+  #misfits(line: Line, image: Int32Array, held: ReadonlySet<Operation>): Set<Operation> {
+    const last: (Operation | undefined)[] = Array.from({ length: this.blocks }, () => undefined);
     for (const operation of line.operations) {
-      for (let block = operation.lba; block < operation.lba + operation.blocks; block += 1) {
-        if (held.has(operation)) {
-          newest[block] = operation.version;
-          after[block] = [];
-        } else after[block].push(operation);
-      }
+      if (held.has(operation)) last.fill(operation, operation.lba, operation.lba + operation.blocks);
     }
-    for (const [block, version] of image.entries()) {
-      if (version === newest[block] || version === -1 || newest[block] === -1) continue;
-      const found = after[block].find((operation) => operation.version === version);
-      if (found === undefined) {
-        throw new OracleError(
-          `no moment of history explains the image: block ${block} reads as version ${version}, ` +
-            `but what must be held makes it ${newest[block]}`,
-        );
-      }
-      take(found);
-      return;
+    const misfits = new Set<Operation>();
+    for (const [block, operation] of last.entries()) {
+      if (operation !== undefined && image[block] >= 0 && image[block] !== operation.version) misfits.add(operation);
     }
+    return misfits;
   }
 
   #flushed(line: Line, covered: readonly Operation[]): void {
@@ -334,4 +327,11 @@ export class Oracle {
         operation.version === 0 || operation.lba >= lba + blocks || operation.lba + operation.blocks <= lba,
     );
   }
+}
+
+/** What each block reads as with these operations. */
+function newestVersions(line: Line, held: ReadonlySet<Operation>): Int32Array {
+  const newest = Int32Array.from(line.base);
+  for (const { lba, blocks, version } of held) newest.fill(version, lba, lba + blocks);
+  return newest;
 }
