@@ -209,7 +209,7 @@ class SimStore implements ObjectStore {
     const travelMs = fate.travelMs + fate.lateMs;
     clock.after(travelMs, () => {
       if (!this.#arrives(fate)) {
-        if (fault === "none" || fault === "reset-after") fail(this.#unreachedMs(), lost("no answer", kind, key));
+        if (fault !== "late" && fault !== "timeout") fail(this.#unreachedMs(), lost("no answer", kind, key));
         return;
       }
       const taken = take();
