@@ -20,6 +20,7 @@ import type { Random } from "../base/random.ts";
 import { systemClock } from "../base/system-clock.ts";
 import { systemRandom } from "../base/system-random.ts";
 import { bodyLength } from "./body.ts";
+import { DurableFiles } from "./durable-file.ts";
 import { cutPage, listLimit } from "./list-page.ts";
 import { assertKey, assertKeyPrefix, compareKeys } from "./object-key.ts";
 import type {
@@ -49,6 +50,7 @@ export class DirectoryStore implements ObjectStore {
   readonly #newDirectory: string;
   readonly #clock: Pick<Clock, "now">;
   readonly #random: Random;
+  readonly #files = new DurableFiles();
   #opened: Promise<void> | undefined;
   /** Directories whose names are durable up to the root, with the identity under which they were seen. */
   readonly #durable = new Map<string, string>();
@@ -161,7 +163,7 @@ export class DirectoryStore implements ObjectStore {
     const directory = dirname(target);
     const fresh = join(this.#newDirectory, this.#random.bytes(16).toString("hex"));
     try {
-      await writeDurably(fresh, body);
+      await this.#files.write(fresh, body);
     } catch (error) {
       await removed(fresh);
       throw error;
@@ -313,23 +315,6 @@ async function firstKey(root: string, parent: string): Promise<string | undefine
     if (key !== undefined) return key;
   }
   return undefined;
-}
-
-async function writeDurably(path: string, body: readonly Uint8Array[]): Promise<void> {
-  const file = await open(path, "wx", 0o600);
-  try {
-    let position = 0;
-    for (const part of body) {
-      for (let written = 0; written < part.length;) {
-        const { bytesWritten } = await file.write(part, written, part.length - written, position);
-        written += bytesWritten;
-        position += bytesWritten;
-      }
-    }
-    await file.sync();
-  } finally {
-    await file.close();
-  }
 }
 
 async function fill(file: FileHandle, target: Buffer, position: number): Promise<void> {
