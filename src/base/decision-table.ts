@@ -31,12 +31,19 @@ export class DecisionTable<F extends Facts, A extends string> implements TableDe
   readonly facts: { readonly [K in keyof F]: readonly F[K][] };
   readonly actions: Readonly<Record<A, string>>;
   readonly rows: readonly Row<F, A | "impossible">[];
+  /** The conditions of each row, as lookups need them. */
+  readonly #conditions: readonly (readonly [fact: string, words: readonly string[]][])[];
 
   constructor(description: TableDescription<F, A>) {
     this.title = description.title;
     this.facts = deepFreeze(description.facts);
     this.actions = deepFreeze(description.actions);
     this.rows = deepFreeze(description.rows);
+    this.#conditions = this.rows.map(({ when }) =>
+      Object.entries<string | readonly string[]>(when as Record<string, string | readonly string[]>).map(
+        ([fact, wanted]) => [fact, [wanted].flat()],
+      ),
+    );
     Object.freeze(this);
   }
 
@@ -51,8 +58,8 @@ export class DecisionTable<F extends Facts, A extends string> implements TableDe
 
   /** Every row that matches; one, for each of combinations(). */
   matching(found: F): Row<F, A | "impossible">[] {
-    return this.rows.filter(({ when }) =>
-      Object.entries(when).every(([fact, wanted]) => [wanted].flat().includes(found[fact])),
+    return this.rows.filter((_, index) =>
+      this.#conditions[index].every(([fact, words]) => words.includes(found[fact])),
     );
   }
 

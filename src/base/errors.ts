@@ -25,8 +25,9 @@ export class OperationError extends Error {
 
   constructor(kind: ErrorKind, message: string, details: { cause?: unknown; context?: ErrorContext } = {}) {
     const context = details.context ?? {};
-    const suffix = Object.entries(context).map(([key, value]) => `${key}=${value}`);
-    super([message, ...suffix].join(" "), details.cause === undefined ? undefined : { cause: details.cause });
+    let text = message;
+    for (const key of Object.keys(context)) text += ` ${key}=${context[key]}`;
+    super(text, details.cause === undefined ? undefined : { cause: details.cause });
     this.name = "OperationError";
     this.kind = kind;
     this.context = context;

@@ -16,6 +16,8 @@ import type { Random } from "./random.ts";
 const SECTOR_BYTES = 512;
 const CHUNK_BYTES = 64 * 1024;
 const ZERO_SECTOR = Buffer.alloc(SECTOR_BYTES);
+/** In place of a sector's slot: it held zeroes. */
+const ZEROES = -1;
 /** Stands for every chunk that is allocated and was never written. */
 const ZERO_CHUNK = Buffer.alloc(CHUNK_BYTES);
 
@@ -108,17 +110,22 @@ export class MemoryDisk implements Disk {
     return [...this.#node.files("")].map(([path]) => path).toSorted();
   }
 
-  /** What a file holds now; empty where there is none. */
-  contentOf(path: string): Buffer {
-    const node = new Map(this.#node.files("")).get(path);
-    const content = Buffer.alloc(node?.sizeBytes ?? 0);
-    node?.read(content, 0);
+  /** Size of a file now, in bytes; 0 where there is none. */
+  sizeOf(path: string): number {
+    return this.#node.fileAt(path)?.sizeBytes ?? 0;
+  }
+
+  /** What a file holds now in [position, position + length), up to its end; empty where there is none. */
+  contentOf(path: string, position = 0, length = Infinity): Buffer {
+    const node = this.#node.fileAt(path);
+    const content = Buffer.allocUnsafe(Math.max(0, Math.min(length, (node?.sizeBytes ?? 0) - position)));
+    node?.read(content, position);
     return content;
   }
 
   /** Changes bytes of a file behind everybody's back, durably: what a rotten disk does. Beyond its end nothing happens. */
   damage(path: string, position: number, bytes: Uint8Array): void {
-    const node = new Map(this.#node.files("")).get(path);
+    const node = this.#node.fileAt(path);
     if (node !== undefined && position < node.sizeBytes) {
       node.damage(bytes.subarray(0, node.sizeBytes - position), position);
     }
@@ -241,6 +248,14 @@ class DirectoryNode {
     }
   }
 
+  /** The file of that path; undefined where there is none. */
+  fileAt(path: string): FileNode | undefined {
+    const slash = path.indexOf("/");
+    const node = this.entries.get(slash < 0 ? path : path.slice(0, slash));
+    if (node instanceof DirectoryNode) return slash < 0 ? undefined : node.fileAt(path.slice(slash + 1));
+    return slash < 0 ? node : undefined;
+  }
+
   crash(random: Random, keep: number): void {
     for (const change of this.#pending) {
       if (random.fraction() < keep) apply(this.#durable, change);
@@ -270,8 +285,41 @@ function apply(entries: Map<string, FileNode | DirectoryNode>, change: NameChang
   if (change.added !== undefined) entries.set(change.added, change.node);
 }
 
-/** For each sector that was changed since it was last durable (or since an earlier batch): what it held before. */
-type Batch = Map<number, Buffer>;
+/** For each sector that was changed since it was last durable (or since an earlier batch): the slot of what it held. */
+type Batch = Map<number, number>;
+
+/** Copies of sectors, in slots of one buffer that are used again: no object for each. */
+class SectorCopies {
+  #bytes = Buffer.alloc(0);
+  #count = 0;
+  readonly #free: number[] = [];
+
+  /** Copies the sector at `position` of `chunk`; answers its slot. */
+  add(chunk: Buffer, position: number): number {
+    const slot = this.#free.pop() ?? this.#count++;
+    const at = slot * SECTOR_BYTES;
+    if (at === this.#bytes.length) {
+      const wider = Buffer.allocUnsafe(Math.max(32 * SECTOR_BYTES, 2 * at));
+      this.#bytes.copy(wider);
+      this.#bytes = wider;
+    }
+    chunk.copy(this.#bytes, at, position, position + SECTOR_BYTES);
+    return slot;
+  }
+
+  get(slot: number): Buffer {
+    return slot === ZEROES ? ZERO_SECTOR : this.#bytes.subarray(slot * SECTOR_BYTES, (slot + 1) * SECTOR_BYTES);
+  }
+
+  drop(slot: number): void {
+    if (slot !== ZEROES) this.#free.push(slot);
+  }
+
+  clear(): void {
+    this.#count = 0;
+    this.#free.length = 0;
+  }
+}
 
 class FileNode {
   sizeBytes = 0;
@@ -282,6 +330,7 @@ class FileNode {
   #syncing: Batch[] = [];
   /** Sectors whose sync failed: a later sync does not write them. */
   readonly #lost: Batch = new Map();
+  readonly #copies = new SectorCopies();
 
   allocatedBytes(): number {
     return this.#chunks.size * CHUNK_BYTES;
@@ -302,7 +351,7 @@ class FileNode {
       const within = (position + done) % CHUNK_BYTES;
       const step = Math.min(CHUNK_BYTES - within, target.length - done);
       const chunk = this.#chunks.get(Math.floor((position + done) / CHUNK_BYTES)) ?? ZERO_CHUNK;
-      target.set(chunk.subarray(within, within + step), done);
+      chunk.copy(target, done, within, within + step);
       done += step;
     }
   }
@@ -335,28 +384,31 @@ class FileNode {
     return (succeeded) => {
       const index = this.#syncing.indexOf(batch);
       if (index < 0) return;
-      if (succeeded) this.#durableSizeBytes = Math.max(this.#durableSizeBytes, sizeBytes);
-      else this.#failed(batch, [...this.#syncing.slice(index + 1), this.#unsynced]);
+      if (succeeded) {
+        this.#durableSizeBytes = Math.max(this.#durableSizeBytes, sizeBytes);
+        for (const slot of batch.values()) this.#copies.drop(slot);
+      } else this.#failed(batch, [...this.#syncing.slice(index + 1), this.#unsynced]);
       this.#syncing.splice(index, 1);
     };
   }
 
   reopen(): void {
     for (const batch of this.#syncing.splice(0).toReversed()) {
-      for (const [sector, content] of batch) this.#unsynced.set(sector, content);
+      for (const [sector, slot] of batch) replace(this.#unsynced, sector, slot, this.#copies);
     }
   }
 
   crash(random: Random, keep: number): void {
     const end = random.fraction() < keep ? this.sizeBytes : this.#durableSizeBytes;
     for (const batch of [this.#unsynced, ...this.#syncing.toReversed(), this.#lost]) {
-      for (const [sector, content] of batch) {
-        if (random.fraction() >= keep) this.#put(content, sector * SECTOR_BYTES);
+      for (const [sector, slot] of batch) {
+        if (random.fraction() >= keep) this.#put(this.#copies.get(slot), sector * SECTOR_BYTES);
       }
     }
     this.#unsynced.clear();
     this.#syncing = [];
     this.#lost.clear();
+    this.#copies.clear();
     for (const [index, chunk] of this.#chunks) {
       if (index * CHUNK_BYTES >= end) this.#chunks.delete(index);
       else if ((index + 1) * CHUNK_BYTES > end && chunk !== ZERO_CHUNK) chunk.fill(0, end - index * CHUNK_BYTES);
@@ -367,9 +419,9 @@ class FileNode {
 
   /** The bytes before a failed sync stay what a crash goes back to, until they are written again and synced. */
   #failed(batch: Batch, later: Batch[]): void {
-    for (const [sector, content] of batch) {
+    for (const [sector, slot] of batch) {
       const next = later.find((candidate) => candidate.has(sector)) ?? this.#lost;
-      next.set(sector, content);
+      replace(next, sector, slot, this.#copies);
     }
   }
 
@@ -378,13 +430,14 @@ class FileNode {
     if (this.#unsynced.has(sector)) return;
     const lost = this.#lost.get(sector);
     this.#lost.delete(sector);
-    this.#unsynced.set(sector, lost ?? this.#sector(sector));
+    this.#unsynced.set(sector, lost ?? this.#copied(sector));
   }
 
-  #sector(sector: number): Buffer {
-    const copy = Buffer.alloc(SECTOR_BYTES);
-    this.read(copy, sector * SECTOR_BYTES);
-    return copy.equals(ZERO_SECTOR) ? ZERO_SECTOR : copy;
+  #copied(sector: number): number {
+    const position = sector * SECTOR_BYTES;
+    const chunk = this.#chunks.get(Math.floor(position / CHUNK_BYTES));
+    if (chunk === undefined || chunk === ZERO_CHUNK) return ZEROES;
+    return this.#copies.add(chunk, position % CHUNK_BYTES);
   }
 
   #put(source: Uint8Array, position: number): void {
@@ -404,6 +457,13 @@ class FileNode {
     }
     return chunk;
   }
+}
+
+/** Puts a copy into a batch, in the place of one that is there. */
+function replace(batch: Batch, sector: number, slot: number, copies: SectorCopies): void {
+  const former = batch.get(sector);
+  if (former !== undefined) copies.drop(former);
+  batch.set(sector, slot);
 }
 
 class MemoryFile implements DiskFile {

@@ -8,7 +8,7 @@ import { OperationError } from "../base/errors.ts";
 import { systemClock } from "../base/system-clock.ts";
 import { bodyLength } from "./body.ts";
 import { cutPage } from "./list-page.ts";
-import { assertKey, assertKeyPrefix, compareKeys } from "./object-key.ts";
+import { assertKey, assertKeyPrefix } from "./object-key.ts";
 import type {
   ByteRange,
   ListedObject,
@@ -27,8 +27,8 @@ interface StoredObject {
 export class MemoryStore implements ObjectStore {
   readonly location = "memory:";
   readonly #objects = new Map<string, StoredObject>();
-  /** The keys in order; undefined when a create made it stale. */
-  #sortedKeys: string[] | undefined = [];
+  /** The keys in order. */
+  readonly #sortedKeys: string[] = [];
   readonly #clock: Pick<Clock, "now">;
 
   constructor(options: { clock?: Pick<Clock, "now"> } = {}) {
@@ -41,7 +41,7 @@ export class MemoryStore implements ObjectStore {
     const length = bodyLength(body);
     if (this.#objects.has(key)) return "exists";
     this.#objects.set(key, { body: Buffer.concat(body, length), modifiedMs: this.#clock.now() });
-    this.#sortedKeys = undefined;
+    this.#sortedKeys.splice(firstAtLeast(this.#sortedKeys, key), 0, key);
     return "created";
   }
 
@@ -61,8 +61,10 @@ export class MemoryStore implements ObjectStore {
     failIfAborted(options);
     const object = this.#objects.get(key);
     if (object === undefined) return undefined;
-    const bytes = Buffer.from(object.body.subarray(range.offset, range.offset + range.length));
-    return { bytes, totalBytes: object.body.length };
+    const { body } = object;
+    const bytes = Buffer.allocUnsafe(Math.max(0, Math.min(range.length, body.length - range.offset)));
+    if (bytes.length > 0) body.copy(bytes, 0, range.offset, range.offset + bytes.length);
+    return { bytes, totalBytes: body.length };
   }
 
   async list(prefix: string, options: ListOptions = {}): Promise<ListPage> {
@@ -75,7 +77,7 @@ export class MemoryStore implements ObjectStore {
     for (const key of keys) assertKey(key);
     failIfAborted(options);
     for (const key of keys) {
-      if (this.#objects.delete(key)) this.#sortedKeys = undefined;
+      if (this.#objects.delete(key)) this.#sortedKeys.splice(firstAtLeast(this.#sortedKeys, key), 1);
     }
   }
 
@@ -89,7 +91,6 @@ export class MemoryStore implements ObjectStore {
   }
 
   *#keysFrom(prefix: string, after: string | undefined): Generator<ListedObject> {
-    this.#sortedKeys ??= [...this.#objects.keys()].sort(compareKeys);
     const keys = this.#sortedKeys;
     let index = after !== undefined && after >= prefix ? firstAbove(keys, after) : firstAtLeast(keys, prefix);
     for (; index < keys.length && keys[index].startsWith(prefix); index += 1) {

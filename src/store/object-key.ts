@@ -14,12 +14,13 @@ const KEY_PREFIX = new RegExp(`^(?:${KEY_PART}(?:/${KEY_PART})*/?)?$`);
 
 /** Keys are built by code, never by users: a bad one is a bug. */
 export function assertKey(key: string): void {
-  assert(key.length <= MAX_KEY_BYTES && KEY.test(key), `not an object key: ${JSON.stringify(key)}`);
+  if (key.length > MAX_KEY_BYTES || !KEY.test(key)) assert(false, `not an object key: ${JSON.stringify(key)}`);
 }
 
 /** A prefix is the beginning of a key, cut anywhere; the empty one means all keys. */
 export function assertKeyPrefix(prefix: string): void {
-  assert(prefix.length <= MAX_KEY_BYTES && KEY_PREFIX.test(prefix), `not a key prefix: ${JSON.stringify(prefix)}`);
+  const isPrefix = prefix.length <= MAX_KEY_BYTES && KEY_PREFIX.test(prefix);
+  if (!isPrefix) assert(false, `not a key prefix: ${JSON.stringify(prefix)}`);
 }
 
 /** Order of keys: plain byte order, which for ASCII is the order of strings. For Array.sort. */

@@ -188,13 +188,14 @@ async function framesHold(
 class WindowReader {
   readonly #file: DiskFile;
   readonly #sizeBytes: number;
-  readonly #window = Buffer.allocUnsafe(SCAN_BYTES);
+  readonly #window: Buffer;
   #start = 0;
   #length = 0;
 
   constructor(file: DiskFile) {
     this.#file = file;
     this.#sizeBytes = file.sizeBytes();
+    this.#window = Buffer.allocUnsafe(Math.min(SCAN_BYTES, this.#sizeBytes));
   }
 
   /** The bytes at `offset`, up to `length` of them, fewer at the file's end; valid until the next call. */
@@ -202,7 +203,7 @@ class WindowReader {
     const stop = Math.min(offset + length, this.#sizeBytes);
     if (offset < this.#start || stop > this.#start + this.#length) {
       this.#start = offset;
-      this.#length = Math.min(SCAN_BYTES, this.#sizeBytes - offset);
+      this.#length = Math.min(this.#window.length, this.#sizeBytes - offset);
       await this.#file.read(this.#window.subarray(0, this.#length), offset);
     }
     return this.#window.subarray(offset - this.#start, stop - this.#start);

@@ -19,14 +19,16 @@ import { encodeRecordHead, recordHeadBytes, type RecordHead } from "./format/jou
 import { BLOCK_BYTES } from "./identity.ts";
 
 const PAGE_BYTES = 4096;
+/** What is staged at most before pages of it are written; a volume with few writes at a time needs the least. */
 const STAGING_BYTES = 256 * 1024;
+const LEAST_STAGING_BYTES = 64 * 1024;
 
 export class JournalTail {
   /** End of the last record, an offset in the file as all others here. */
   end = 0;
   /** What the disk refused a write with. */
   failure: OperationError | undefined;
-  readonly #staging = Buffer.alloc(STAGING_BYTES);
+  #staging = Buffer.allocUnsafeSlow(LEAST_STAGING_BYTES);
   #file: DiskFile | undefined;
   #from = 0;
   #written = 0;
@@ -71,19 +73,18 @@ export class JournalTail {
     source: Buffer | undefined,
     sourceAt: number,
   ): number {
-    const staging = this.#staging;
     const headBytes = recordHeadBytes(1);
     let fill = this.end - this.#from;
     let length = headBytes;
-    if (fill + headBytes > STAGING_BYTES) fill = this.#writePages(fill);
-    const checksum = encodeRecordHead(staging, fill, record);
+    if (fill + headBytes > this.#staging.length) fill = this.#makeRoom(fill);
+    const checksum = encodeRecordHead(this.#staging, fill, record);
     fill += headBytes;
     for (let block = 0; source !== undefined && block < record.blockCount; block += 1) {
-      if (fill + RAW_FRAME_BYTES > STAGING_BYTES) fill = this.#writePages(fill);
+      if (fill + RAW_FRAME_BYTES > this.#staging.length) fill = this.#makeRoom(fill);
       const from = sourceAt + block * BLOCK_BYTES;
-      source.copy(staging, fill + FRAME_HEADER_BYTES, from, from + BLOCK_BYTES);
+      source.copy(this.#staging, fill + FRAME_HEADER_BYTES, from, from + BLOCK_BYTES);
       const seed = journalFrameSeed(place.journalSeed, place.position + block * RAW_FRAME_BYTES);
-      sealRawFrame(staging, fill, record.lba + block, seed);
+      sealRawFrame(this.#staging, fill, record.lba + block, seed);
       fill += RAW_FRAME_BYTES;
       length += RAW_FRAME_BYTES;
     }
@@ -110,7 +111,13 @@ export class JournalTail {
   }
 
   /** Makes room in the staging buffer, `fill` bytes of which are in use; answers how many are then. */
-  #writePages(fill: number): number {
+  #makeRoom(fill: number): number {
+    if (this.#staging.length < STAGING_BYTES) {
+      const wider = Buffer.allocUnsafeSlow(2 * this.#staging.length);
+      this.#staging.copy(wider, 0, 0, fill);
+      this.#staging = wider;
+      return fill;
+    }
     const whole = fill - (fill % PAGE_BYTES);
     this.#write(whole);
     if (this.end < this.#from) this.#written = this.end;

@@ -45,6 +45,8 @@ import { quarantine } from "./quarantine.ts";
 import { type JournalState, tailTable } from "./recovery-tables.ts";
 
 const SCRATCH_FRAMES = 63;
+/** For frames on their way to a reader: used within one call, so that all journals of a thread share it. */
+const scratch = Buffer.allocUnsafeSlow(SCRATCH_FRAMES * RAW_FRAME_BYTES);
 
 export interface JournalOptions {
   disk: Disk;
@@ -64,7 +66,6 @@ export class Journal {
   readonly #random: Random;
   readonly #limitBytes: number;
   readonly #tail = new JournalTail();
-  readonly #scratch = Buffer.allocUnsafeSlow(SCRATCH_FRAMES * RAW_FRAME_BYTES);
   #fileBytes: number;
   #journalId: Buffer;
   #seed: number;
@@ -294,14 +295,13 @@ export class Journal {
 
   /** Copies `blockCount` blocks whose frames start at `position` into `target`; each is verified ("corrupt"). */
   read(position: number, lba: number, blockCount: number, target: Buffer, targetAt: number): void {
-    const batch = this.#scratch.length / RAW_FRAME_BYTES;
     for (let done = 0; done < blockCount;) {
-      const count = Math.min(batch, blockCount - done);
+      const count = Math.min(SCRATCH_FRAMES, blockCount - done);
       const at = position + done * RAW_FRAME_BYTES;
-      this.readFrames(at, lba + done, count, this.#scratch, 0);
+      this.readFrames(at, lba + done, count, scratch, 0);
       for (let index = 0; index < count; index += 1) {
         const from = index * RAW_FRAME_BYTES + FRAME_HEADER_BYTES;
-        this.#scratch.copy(target, targetAt + (done + index) * BLOCK_BYTES, from, from + BLOCK_BYTES);
+        scratch.copy(target, targetAt + (done + index) * BLOCK_BYTES, from, from + BLOCK_BYTES);
       }
       done += count;
     }

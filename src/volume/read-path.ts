@@ -25,6 +25,10 @@ import type { SegmentReader } from "./segment-reader.ts";
 import { type StoredSegment, storedSegment } from "./stored-segment.ts";
 
 const BATCH_FRAMES = 64;
+/** For frames on their way to a reader: used within one call, so that all volumes of a thread share it. */
+const scratch = Buffer.allocUnsafeSlow(BATCH_FRAMES * RAW_FRAME_BYTES);
+const oneFrame = scratch.subarray(0, RAW_FRAME_BYTES);
+const oneSealed = sealedPart(oneFrame, 0);
 /** The frame offset in an entry's word1. */
 const OFFSET_MASK = 2 ** 22 - 1;
 
@@ -44,9 +48,6 @@ export class ReadPath {
   readonly #map: BlockMap;
   readonly #reader: SegmentReader;
   readonly #readahead: Readahead;
-  readonly #scratch = Buffer.allocUnsafeSlow(BATCH_FRAMES * RAW_FRAME_BYTES);
-  readonly #oneFrame = this.#scratch.subarray(0, RAW_FRAME_BYTES);
-  readonly #oneSealed = sealedPart(this.#oneFrame, 0);
 
   constructor(options: ReadPathOptions) {
     this.#uid = options.uid;
@@ -177,14 +178,14 @@ export class ReadPath {
     const offset = (word1 & OFFSET_MASK) * FRAME_ALIGN_BYTES;
     for (let done = 0; done < blocks;) {
       const count = blocks - done < BATCH_FRAMES ? blocks - done : BATCH_FRAMES;
-      const frames = count === 1 ? this.#oneFrame : this.#scratch.subarray(0, count * RAW_FRAME_BYTES);
+      const frames = count === 1 ? oneFrame : scratch.subarray(0, count * RAW_FRAME_BYTES);
       const frameOffset = offset + done * RAW_FRAME_BYTES;
       if (!this.#reader.readFrameSync(segment, frameOffset, frames)) {
         return this.#fetch(segment, frameOffset, lba + done, blocks - done, target, at + done * BLOCK_BYTES);
       }
       const intact =
         count === 1
-          ? this.#copyOne(segment.seed, lba + done, target, at + done * BLOCK_BYTES)
+          ? copyOne(segment.seed, lba + done, target, at + done * BLOCK_BYTES)
           : copyFrames(frames, segment.seed, lba + done, count, target, at + done * BLOCK_BYTES);
       if (!intact) {
         return this.#refetch(segment, frameOffset, lba + done, blocks - done, target, at + done * BLOCK_BYTES);
@@ -192,13 +193,6 @@ export class ReadPath {
       done += count;
     }
     return undefined;
-  }
-
-  /** copyFrames for the one frame that random reads of one block have. */
-  #copyOne(seed: number, lba: number, target: Buffer, at: number): boolean {
-    if (!isIntactRawFrame(this.#oneFrame, 0, lba, seed, this.#oneSealed)) return false;
-    this.#oneFrame.copy(target, at, FRAME_HEADER_BYTES, RAW_FRAME_BYTES);
-    return true;
   }
 
   async #fetch(
@@ -241,6 +235,13 @@ export class ReadPath {
     shard.segments[source] = segment;
     return segment;
   }
+}
+
+/** copyFrames for the one frame that random reads of one block have: it stands in `oneFrame`. */
+function copyOne(seed: number, lba: number, target: Buffer, at: number): boolean {
+  if (!isIntactRawFrame(oneFrame, 0, lba, seed, oneSealed)) return false;
+  oneFrame.copy(target, at, FRAME_HEADER_BYTES, RAW_FRAME_BYTES);
+  return true;
 }
 
 /** Copies the payloads of raw frames to `target`; false where one of them is not the intact frame of its block. */

@@ -9,12 +9,13 @@ import { OracleError } from "./oracle.ts";
 
 export const volumeId = mustVolumeId("vol-sim");
 export const BLOCK = 4096;
-const SECTOR = 512;
+const SECTOR_WORDS = 128;
+const SECTORS = 8;
 export const SHARDS = 8;
 export const VOLUME_BYTES = SHARDS * SHARD_BLOCKS * BLOCK;
 
-/** What follows the version and the number in each sector. */
-const fillings = Array.from({ length: 256 }, (_, byte) => Buffer.alloc(SECTOR - 8, byte));
+/** Blocks filled with each byte, made when first used: version and number in their sectors are put in for each use. */
+const patterns: { bytes: Buffer; words: Uint32Array }[] = [];
 
 /** A run of neighbouring blocks: numbers from `first` on stand for the volume's blocks from `block` on. */
 export interface Group {
@@ -73,13 +74,8 @@ export class Layout {
 }
 
 export function encodeVersion(version: number, lba: number, blocks: number): Buffer {
-  const bytes = Buffer.alloc(blocks * BLOCK, version & 0xff);
-  for (let block = 0; block < blocks; block += 1) {
-    for (let at = block * BLOCK; at < (block + 1) * BLOCK; at += SECTOR) {
-      bytes.writeUInt32LE(version, at);
-      bytes.writeUInt32LE(lba + block, at + 4);
-    }
-  }
+  const bytes = Buffer.allocUnsafe(blocks * BLOCK);
+  for (let block = 0; block < blocks; block += 1) patternOf(version, lba + block).copy(bytes, block * BLOCK);
   return bytes;
 }
 
@@ -89,14 +85,27 @@ export function decodeVersions(bytes: Buffer, lba: number): number[] {
   for (let start = 0; start < bytes.length; start += BLOCK) {
     const version = bytes.readUInt32LE(start);
     const block = lba + start / BLOCK;
-    for (let at = start; at < start + BLOCK; at += SECTOR) {
-      const isWhole =
-        bytes.readUInt32LE(at) === version &&
-        bytes.readUInt32LE(at + 4) === (version === 0 ? 0 : block) &&
-        fillings[version & 0xff].compare(bytes, at + 8, at + SECTOR) === 0;
-      if (!isWhole) throw new OracleError(`block ${block} is no version whole: it begins as version ${version}`);
+    const pattern = patternOf(version, version === 0 ? 0 : block);
+    if (pattern.compare(bytes, start, start + BLOCK) !== 0) {
+      throw new OracleError(`block ${block} is no version whole: it begins as version ${version}`);
     }
     versions.push(version);
   }
   return versions;
+}
+
+/** What `block` holds as that version; valid until the next call. */
+function patternOf(version: number, block: number): Buffer {
+  const filling = version & 0xff;
+  let pattern = patterns[filling];
+  if (pattern === undefined) {
+    const words = new Uint32Array(SECTORS * SECTOR_WORDS).fill(Math.imul(filling, 0x0101_0101));
+    pattern = { bytes: Buffer.from(words.buffer), words };
+    patterns[filling] = pattern;
+  }
+  for (let at = 0; at < SECTORS * SECTOR_WORDS; at += SECTOR_WORDS) {
+    pattern.words[at] = version;
+    pattern.words[at + 1] = block;
+  }
+  return pattern.bytes;
 }

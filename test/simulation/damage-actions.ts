@@ -87,7 +87,7 @@ export const damageActions: readonly Action[] = [
       const node = usedNode(world, random);
       const kind = random.below(4);
       const name = kind === 0 ? "cache/cache-index" : "cache/cache-blocks";
-      if (node.state.contentOf(name).length === 0) return false;
+      if (node.state.sizeOf(name) === 0) return false;
       if (kind === 1) swapSlots(node, random);
       else if (kind === 2) rollBack(world, node, random);
       else for (let count = 1 + random.below(50); count > 0; count -= 1) rot(node, random, (path) => path === name);
@@ -118,21 +118,20 @@ function rot(node: SimNode, random: SeededRandom, wanted: (path: string) => bool
   const paths = node.state.paths().filter(wanted);
   if (paths.length === 0) return false;
   const path = paths[random.below(paths.length)];
-  const content = node.state.contentOf(path);
-  if (content.length === 0) return false;
-  const at = random.below(random.below(2) === 0 ? Math.min(content.length, 20_000) : content.length);
-  node.state.damage(path, at, Buffer.of(content[at] ^ (1 << random.below(8))));
+  const sizeBytes = node.state.sizeOf(path);
+  if (sizeBytes === 0) return false;
+  const at = random.below(random.below(2) === 0 ? Math.min(sizeBytes, 20_000) : sizeBytes);
+  node.state.damage(path, at, Buffer.of(node.state.contentOf(path, at, 1)[0] ^ (1 << random.below(8))));
   return true;
 }
 
 function swapSlots(node: SimNode, random: SeededRandom): void {
   const path = "cache/cache-blocks";
-  const content = node.state.contentOf(path);
-  const slots = Math.ceil(content.length / SLOT_BYTES);
+  const slots = Math.ceil(node.state.sizeOf(path) / SLOT_BYTES);
   const [one, other] = [random.below(slots) * SLOT_BYTES, random.below(slots) * SLOT_BYTES];
-  const kept = Buffer.from(content.subarray(one, one + SLOT_BYTES));
-  node.state.damage(path, one, content.subarray(other, other + SLOT_BYTES));
-  node.state.damage(path, other, kept);
+  const [first, second] = [one, other].map((at) => node.state.contentOf(path, at, SLOT_BYTES));
+  node.state.damage(path, one, second);
+  node.state.damage(path, other, first);
 }
 
 /** The cache file becomes what it was some time ago; the index stays. */

@@ -170,8 +170,7 @@ export class SimNode {
   fillDisk(leftBytes: number): void {
     const chunkBytes = 65_536;
     let used = 0;
-    for (const path of this.state.paths())
-      used += Math.ceil(this.state.contentOf(path).length / chunkBytes) * chunkBytes;
+    for (const path of this.state.paths()) used += Math.ceil(this.state.sizeOf(path) / chunkBytes) * chunkBytes;
     this.state.setCapacity(used + leftBytes);
   }
 

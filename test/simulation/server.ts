@@ -15,6 +15,7 @@ import type { OpenRequest } from "../../src/attachment/volume-host.ts";
 import { WorkerPool } from "../../src/attachment/worker-pool.ts";
 import type { CallMessage, Port, WorkerMessage } from "../../src/attachment/worker-messages.ts";
 import { openHostedVolume } from "../../src/cli/hosted-volumes.ts";
+import { SlabPool } from "../../src/nbd/slab-pool.ts";
 import { Transmission } from "../../src/nbd/transmission.ts";
 import { type VolumeGauges, VolumeMetrics } from "../../src/observability/metrics.ts";
 import { RetryingStore } from "../../src/store/retrying.ts";
@@ -49,6 +50,7 @@ export class SimServer {
   readonly clock: Clock;
   #registry: AttachmentRegistry | undefined;
   #pool: WorkerPool | undefined;
+  readonly #slabs = new SlabPool();
 
   constructor(process: SimProcess, parts: ServerParts) {
     this.process = process;
@@ -159,6 +161,7 @@ export class SimServer {
     const { fd, device, received, kernel } = options;
     const transmission = new Transmission(this.parts.kernel.takeSocket(fd), device, {
       onDrain: kernel ? "stop" : "refuse",
+      pool: this.#slabs,
       ...(received.length === 0 ? {} : { leftover: Buffer.from(received) }),
     });
     return {

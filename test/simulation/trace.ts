@@ -5,9 +5,12 @@
 import { crc32 } from "node:zlib";
 
 const KEPT_LINES = 1000;
+/** Text that is put into the checksum at a time. */
+const PIECE_LENGTH = 16_384;
 
 export class Trace {
-  hash = 0;
+  #hash = 0;
+  #piece = "";
   lines = 0;
   readonly #kept: string[] = [];
   readonly #nowMs: () => number;
@@ -18,14 +21,25 @@ export class Trace {
 
   add(line: string): void {
     const text = `${this.#nowMs().toFixed(2)} ${line}`;
-    this.hash = crc32(text, this.hash);
+    this.#piece += text;
+    if (this.#piece.length > PIECE_LENGTH) this.#takePiece();
     this.lines += 1;
     this.#kept.push(text);
     if (this.#kept.length > 2 * KEPT_LINES) this.#kept.splice(0, KEPT_LINES);
   }
 
+  get hash(): number {
+    this.#takePiece();
+    return this.#hash;
+  }
+
   /** The last lines, oldest first. */
   tail(count = KEPT_LINES): string[] {
     return this.#kept.slice(-count);
+  }
+
+  #takePiece(): void {
+    this.#hash = crc32(this.#piece, this.#hash);
+    this.#piece = "";
   }
 }

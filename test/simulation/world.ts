@@ -59,6 +59,8 @@ export class World {
   /** The incarnation that a process has started an epoch of last. */
   readonly #startedBy = new Map<string, string>();
   readonly #lines = new Map<SimNode, Line>();
+  /** Room for the bytes of an image, for the next one that is read; a read that never ends keeps its own. */
+  readonly #imageMemory: Buffer[] = [];
 
   constructor(seed: number, without: ReadonlySet<string>) {
     this.seed = seed;
@@ -216,10 +218,11 @@ export class World {
   /** The version of every block; -1 where damage that was done hides it. */
   async readImage(node: SimNode, volume: HostedVolume, oracle: Oracle): Promise<Int32Array> {
     const image = new Int32Array(this.layout.blocks).fill(-1);
+    const memory = this.#imageMemory.pop() ?? Buffer.allocUnsafeSlow(this.layout.blocks * BLOCK);
     for (const { first, count } of this.layout.groups) {
       for (let step = count, lba = first; lba < first + count;) {
         const blocks = Math.min(step, first + count - lba);
-        const target = Buffer.alloc(blocks * BLOCK, 0xee);
+        const target = memory.subarray(0, blocks * BLOCK).fill(0xee);
         try {
           await volume.device.read(this.layout.offsetOf(lba), target);
           image.set(decodeVersions(target, lba), lba);
@@ -236,6 +239,7 @@ export class World {
         }
       }
     }
+    this.#imageMemory.push(memory);
     return image;
   }
 

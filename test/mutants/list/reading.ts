@@ -27,7 +27,7 @@ export const readingMutants: readonly Mutant[] = [
   {
     name: "single-cached-frame-not-verified",
     file: "src/volume/read-path.ts",
-    find: "if (!isIntactRawFrame(this.#oneFrame, 0, lba, seed, this.#oneSealed)) return false;",
+    find: "if (!isIntactRawFrame(oneFrame, 0, lba, seed, oneSealed)) return false;",
     replace: "if (seed < 0) return false;",
     why: "rot in the cache is served to reads of one block",
   },
