@@ -91,6 +91,7 @@ export class BlockCache {
   readonly #writeQueue: number[] = [];
   readonly #buffers: Buffer[] = [];
   #buffersLeft: number;
+  readonly #roomWaiters: (() => void)[] = [];
   #writing: Promise<void> | undefined;
   #saving: Promise<void> | undefined;
   #savedAtMs: number;
@@ -233,6 +234,12 @@ export class BlockCache {
       capacityParts: this.#on ? (index?.slotCount ?? 0) : 0,
       indexBytes: index?.memoryBytes() ?? 0,
     };
+  }
+
+  /** Undefined where insert() has a buffer at the moment, and where the cache is off; else resolves at the next one's return. */
+  room(): Promise<void> | undefined {
+    if (!this.#on || this.#buffers.length > 0 || this.#buffersLeft > 0) return undefined;
+    return new Promise((resolve) => this.#roomWaiters.push(resolve));
   }
 
   /** Resolves when every part taken so far is on the disk, or given up. */
@@ -442,6 +449,7 @@ export class BlockCache {
     this.#pending.delete(slot);
     this.#buffers.push(buffer);
     index.setIdle(slot);
+    for (const wake of this.#roomWaiters.splice(0)) wake();
     if (failure !== undefined) this.#writeFailed(index, slot, failure);
   }
 

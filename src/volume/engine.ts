@@ -213,7 +213,8 @@ export class Engine {
         overlay,
         budget: this.#uploadBudget,
         uploadIntervalMs,
-        uploaded: (sequence, object) => reader.admit(storedSegment(meta.uid, epoch, sequence), [object]),
+        uploaded: (sequence, object) =>
+          reader.admit(storedSegment(meta.uid, epoch, sequence), object, () => this.#uploadBudget.contended),
         applied: () => volume.mapMoved(),
         failed,
       },

@@ -74,6 +74,8 @@ export class SegmentReader {
   readonly #log: Log;
   readonly #signal: AbortSignal | undefined;
   readonly #traffic = new Map<string, Traffic>();
+  /** Bodies on their way into the cache, by key: served from memory meanwhile. */
+  readonly #admitted = new Map<string, Buffer>();
   readonly #counts = { gets: 0, getBytes: 0, joinedParts: 0, prefetchedBytes: 0, skippedBytes: 0, refetches: 0 };
 
   constructor(options: SegmentReaderOptions) {
@@ -91,6 +93,7 @@ export class SegmentReader {
    * it does not match. False: call read().
    */
   readFrameSync(object: StoredObject, offset: number, target: Buffer): boolean {
+    if (this.#admitted.size > 0 && this.#readAdmitted(object, offset, target)) return true;
     return !this.#cache.readsAreSlow() && this.#cache.readUnverifiedSync(object, offset, target);
   }
 
@@ -102,6 +105,7 @@ export class SegmentReader {
   read(object: StoredObject, offset: number, length: number): Buffer | Promise<Buffer> {
     assert(length > 0 && offset >= 0, "a read has bytes");
     const target = Buffer.allocUnsafe(length);
+    if (this.#admitted.size > 0 && this.#readAdmitted(object, offset, target)) return target;
     if (!this.#cache.readsAreSlow() && this.#cache.readSync(object, offset, target)) return target;
     return this.#readParts(object, offset, target);
   }
@@ -138,24 +142,36 @@ export class SegmentReader {
   }
 
   /**
-   * Puts an object that was just uploaded into the cache, a MiB at a time. `body` is borrowed until it resolves; what
-   * the cache's disk is too slow for is left out.
+   * Puts an object that was just uploaded into the cache, a MiB at a time and as fast as the cache's disk takes it; it
+   * is read from `body`, which is borrowed until the promise resolves, meanwhile. Where `isWanted` says that its memory
+   * is needed, what the disk has not taken is left out.
    */
-  async admit(object: StoredObject, body: readonly Uint8Array[]): Promise<void> {
+  async admit(object: StoredObject, body: Buffer, isWanted: () => boolean): Promise<void> {
     if (this.#cache.stats().state === "off") return;
-    let part = 0;
-    for (const bytes of partsOf(body)) {
-      if (!this.#cache.insert(object, part, bytes)) {
-        await this.#cache.settled();
-        if (!this.#cache.insert(object, part, bytes)) return;
+    this.#admitted.set(object.key, body);
+    try {
+      for (let part = 0; part * PART_BYTES < body.length; part += 1) {
+        for (let room = this.#cache.room(); room !== undefined; room = this.#cache.room()) {
+          if (isWanted()) return;
+          await room;
+        }
+        if (!this.#cache.insert(object, part, partOf(body, part))) return;
+        if (part % ADMIT_STEP_PARTS === ADMIT_STEP_PARTS - 1) await this.#clock.yield();
       }
-      part += 1;
-      if (part % ADMIT_STEP_PARTS === 0) await this.#clock.yield();
+    } finally {
+      this.#admitted.delete(object.key);
     }
   }
 
   stats(): SegmentReaderStats {
     return { ...this.#counts };
+  }
+
+  #readAdmitted(object: StoredObject, offset: number, target: Buffer): boolean {
+    const body = this.#admitted.get(object.key);
+    if (body === undefined || offset + target.length > body.length) return false;
+    body.copy(target, 0, offset, offset + target.length);
+    return true;
   }
 
   async #readParts(object: StoredObject, offset: number, target: Buffer): Promise<Buffer> {
@@ -345,23 +361,4 @@ function copyPart(object: StoredObject, part: number, bytes: Buffer, into: { tar
     throw corrupt("an object ends before the bytes that the map refers to", object, from);
   }
   bytes.copy(target, from - offset, from - part * PART_BYTES, to - part * PART_BYTES);
-}
-
-/** The parts of a body that comes in pieces; a part over several pieces is put together, others are views. */
-function* partsOf(body: readonly Uint8Array[]): Generator<Buffer> {
-  let open: Buffer[] = [];
-  let openBytes = 0;
-  for (const piece of body) {
-    for (let at = 0; at < piece.length;) {
-      const step = Math.min(PART_BYTES - openBytes, piece.length - at);
-      open.push(Buffer.from(piece.buffer, piece.byteOffset + at, step));
-      openBytes += step;
-      at += step;
-      if (openBytes < PART_BYTES) continue;
-      yield open.length === 1 ? open[0] : Buffer.concat(open);
-      open = [];
-      openBytes = 0;
-    }
-  }
-  if (openBytes > 0) yield Buffer.concat(open);
 }

@@ -25,6 +25,11 @@ export class UploadBudget {
     return this.#usedBytes;
   }
 
+  /** True while a segment waits for memory. */
+  get contended(): boolean {
+    return this.#waiters.length > 0;
+  }
+
   /** A buffer of at least `bytes`, or undefined where the budget is used up: `retry` is called once when that changes. */
   acquire(bytes: number, retry: () => void): Buffer | undefined {
     assert(bytes <= this.#largeBytes, "a segment is no larger than the largest");

@@ -283,26 +283,40 @@ test("refetch goes past the cache and past what is on its way, over many parts",
   await assert.rejects(at.reader.refetch(at.object, 4 * MIB - 1, 2), (error) => isKind(error, "corrupt"));
 });
 
-test("an uploaded object is read without a GET, however its body was cut", async () => {
+const unwanted = (): boolean => false;
+
+test("an uploaded object is read without a GET", async () => {
   const at = await bench({ sizeBytes: 300_001 });
-  const random = new SeededRandom(3);
-  const pieces: Buffer[] = [];
-  for (let from = 0; from < at.body.length;) {
-    const length = 1 + random.below(100_000);
-    pieces.push(Buffer.from(at.body.subarray(from, from + length)));
-    from += length;
-  }
-  await at.reader.admit(at.object, pieces);
-  for (const piece of pieces) piece.fill(0);
+  const body = Buffer.from(at.body);
+  await at.reader.admit(at.object, body, unwanted);
+  body.fill(0);
   await check(at, 0, 300_001);
   assert.deepEqual(at.store.gets, []);
 });
 
-test("an upload larger than the write buffers is admitted as fast as the disk takes it", async () => {
-  const at = await bench({ sizeBytes: 40 * MIB });
-  await at.reader.admit(at.object, [at.body]);
-  await check(at, 0, 40 * MIB);
+test("uploads larger than the write buffers are admitted whole, and read from memory meanwhile", async () => {
+  const at = await bench({ sizeBytes: 20 * MIB });
+  const other: StoredObject = named(2);
+  const admitted = [at.object, other].map((object) => at.reader.admit(object, at.body, unwanted));
+  const last = at.body.subarray(20 * MIB - 4112);
+  const frame = Buffer.alloc(4112);
+  for (const object of [at.object, other]) {
+    assert.ok(at.reader.readFrameSync(object, 20 * MIB - 4112, frame));
+    assert.ok(frame.equals(last));
+  }
+  await Promise.all(admitted);
+  for (const object of [at.object, other]) await check({ ...at, object }, 0, 20 * MIB);
   assert.deepEqual(at.store.gets, []);
+});
+
+test("where memory is needed for uploads, what the disk of the cache has not taken is left out", async () => {
+  const at = await bench({ sizeBytes: 20 * MIB });
+  await at.reader.admit(at.object, at.body, () => true);
+  await at.cache.settled();
+  await check(at, 0, MIB);
+  assert.deepEqual(at.store.gets, []);
+  await check(at, 19 * MIB, PART_BYTES);
+  assert.deepEqual(at.store.gets, ["304+1"]);
 });
 
 test("on a slow disk cached reads go off the thread and are still no GETs, and rot found there is healed", async () => {
