@@ -24,6 +24,11 @@ export type PutOutcome = "created" | "exists";
 export interface RequestOptions {
   /** Gives up, with "unavailable", when it aborts. */
   signal?: AbortSignal;
+  /**
+   * One request and no more, whatever decorators stand between: where it has no definite answer, it fails with
+   * "unavailable", and nothing of it is on its way but that one request, which may take effect at any later time.
+   */
+  once?: boolean;
 }
 
 export interface ByteRange {

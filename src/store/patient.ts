@@ -86,7 +86,8 @@ export class PatientStore implements ObjectStore {
         for (const goOn of this.#waiting) goOn();
         return answer;
       } catch (error) {
-        if (!this.#isServing || options?.signal?.aborted === true || isKind(error, "corrupt", "fenced")) throw error;
+        if (!this.#isServing || options?.once === true || options?.signal?.aborted === true) throw error;
+        if (isKind(error, "corrupt", "fenced")) throw error;
         this.#complain({ operation, key, error: describe(error) });
       }
       await this.#turn(options?.signal);

@@ -7,7 +7,7 @@
  * It also settles what a put achieved. After a lost reply the outcome is unknown until a later attempt decides: where
  * the store says "exists", the identity of what stands there (the first IDENTITY_BYTES) is compared with ours. Ours
  * means that this very put got through: "created". Somebody else's means "exists". A reader that cannot tell keeps
- * asking: the verdict is never guessed.
+ * asking: the verdict is never guessed. A request with `once` is sent once and never again.
  */
 import type { Clock } from "../base/clock.ts";
 import { isKind, type OperationError } from "../base/errors.ts";
@@ -73,9 +73,13 @@ export class RetryingStore implements ObjectStore {
     for (;;) {
       const outcome = await this.#retry("put", key, options, (sent) => this.#inner.putIfAbsent(key, body, sent));
       if (outcome === "created") return "created";
-      const standing = await this.getRange(key, { offset: 0, length: IDENTITY_BYTES }, options);
+      const { once: isOnce = false, ...asking } = options;
+      const standing = await this.getRange(key, { offset: 0, length: IDENTITY_BYTES }, asking);
       // Gone again: deleted in between. Only another attempt can tell who is first now.
-      if (standing === undefined) continue;
+      if (standing === undefined) {
+        if (isOnce) return "exists";
+        continue;
+      }
       const isOurs = standing.totalBytes === bodyLength(body) && standing.bytes.equals(bodyStart(body, IDENTITY_BYTES));
       return isOurs ? "created" : "exists";
     }
@@ -136,7 +140,7 @@ export class RetryingStore implements ObjectStore {
       }
       const pauseMs = gate.isClosed || pass.lost.aborted ? 0 : this.#pauseMs(attempts);
       const isLate = clock.monotonicMs() + pauseMs > deadlineMs;
-      if (attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;
+      if (options.once === true || attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;
       if (isPowerOfTwo(attempts) && attempts > 1) {
         log.warn("store request is retried", { request: what, key, attempts, error: error.message });
       }

@@ -3,19 +3,18 @@
  * the command line. It keeps nothing in memory: every answer is read from the store, so any number of catalogs may work
  * on one store at a time, and a call that died is repeated.
  *
- * Deletion: marked deleted → not published → owners fenced → log, then all else under the uid removed → meta/1, which
- * frees the id → other metadata. Each step may be repeated; none is undone. Once marked, a volume can be neither opened,
- * published nor made again until it is gone.
+ * Deletion: marked deleted → not published → owners fenced → log, then all under the uid but its metadata removed → the
+ * name given back (names.ts) → what is left under the uid. Each step may be repeated; none is undone. Once marked, a
+ * volume can be neither opened, published nor made again until it is gone.
  */
 import type { Clock } from "../base/clock.ts";
-import { OperationError } from "../base/errors.ts";
+import { isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
 import type { ObjectStore } from "../store/object-store.ts";
 import { mapConcurrently } from "./concurrency.ts";
-import { deleteVolumeObjects } from "./deletion.ts";
-import { encodeMeta, type LocationRecord, type VolumeMeta } from "./format/control-records.ts";
-import { NONCE_BYTES } from "./format/envelope.ts";
+import { deleteRemains, deleteVolumeObjects } from "./deletion.ts";
+import type { LocationRecord, VolumeMeta } from "./format/control-records.ts";
 import {
   BLOCK_BYTES,
   type Durability,
@@ -26,16 +25,18 @@ import {
   type VolumeId,
   type VolumeUid,
 } from "./identity.ts";
-import { metaKey, publicationKey, type VolumeRef, VOLUMES_PREFIX } from "./keys.ts";
+import { isVolumeUid, publicationKey, volumePrefix, type VolumeRef, VOLUMES_PREFIX } from "./keys.ts";
 import { getLocation, listLocations, registerLocation } from "./locations.ts";
-import { getMeta, nextMetaNumber, readMeta } from "./metadata.ts";
+import { appendMeta, bindName, getMeta, type NamedVolume, releaseName, settleName, takeNameless } from "./names.ts";
 import { getPublication, type Publication, publish, unpublish } from "./publication.ts";
 
 const UID_BYTES = 16;
 const MAX_ROUNDS = 64;
 const READ_CONCURRENCY = 16;
 const MAX_LIST_LIMIT = 1000;
-const MAX_DELETE_KEYS = 1000;
+/** Requests that create a volume, each under a uid of its own, where none has an answer. */
+const MAX_BINDINGS = 5;
+const FIRST_PAUSE_MS = 100;
 const MAX_NAME_LENGTH = 1024;
 
 export interface CatalogOptions {
@@ -82,35 +83,28 @@ export class Catalog {
    */
   async create(spec: VolumeSpec): Promise<VolumeMeta> {
     validateSpec(spec);
-    const { id, name, sizeBytes, durability, fsType, parameters } = spec;
-    const fresh: VolumeMeta = {
-      id,
-      uid: this.#options.random.bytes(UID_BYTES).toString("hex") as VolumeUid,
-      number: 1,
-      name,
-      sizeBytes,
-      blockSizeBytes: spec.blockSizeBytes === 512 ? 512 : 4096,
-      durability,
-      codec: "none",
-      encryption: null,
-      lineage: [],
-      createdMs: this.#options.clock.now(),
-      ...(fsType === undefined ? {} : { fsType }),
-      parameters: { ...parameters },
-      deleted: false,
-    };
+    const { id } = spec;
+    let own: VolumeUid | undefined;
+    let unanswered = 0;
     for (let round = 0; round < MAX_ROUNDS; round += 1) {
-      const { meta } = await readMeta(this.#store, id);
-      if (meta?.deleted === true) {
-        throw new OperationError("busy", "volume of this id is being deleted, retry", { context: { volumeId: id } });
-      }
-      if (meta !== undefined) {
+      const { found, nextNumber } = await settleName(this.#options, id, own);
+      const fresh = this.#newMeta(spec, nextNumber);
+      if (found !== undefined) {
+        const { meta } = found;
+        if (meta.deleted) {
+          throw new OperationError("busy", "volume of this id is being deleted, retry", { context: { volumeId: id } });
+        }
         mustBeSame(meta, fresh);
+        if (meta.uid === own)
+          this.#options.log.info("volume created", { volumeId: id, uid: own, binding: meta.number });
         return meta;
       }
-      if (await this.#putMeta(fresh)) {
-        this.#options.log.info("volume created", { volumeId: id, uid: fresh.uid, sizeBytes });
-        return fresh;
+      try {
+        if ((await bindName(this.#options, fresh)) === "created") own = fresh.uid;
+      } catch (error) {
+        unanswered += 1;
+        if (!isKind(error, "unavailable") || unanswered === MAX_BINDINGS) throw error;
+        await this.#options.clock.sleep(this.#options.random.fraction() * FIRST_PAUSE_MS * 2 ** unanswered);
       }
     }
     throw contended(id);
@@ -181,22 +175,24 @@ export class Catalog {
    * published. After any failure call it again: it goes on where it was.
    */
   async delete(id: VolumeId): Promise<void> {
+    // Asked first: what is then under a uid that the name's records do not name is nobody's for ever.
+    const uids = await this.#listUids(id);
+    let target: VolumeUid | undefined;
     for (let round = 0; round < MAX_ROUNDS; round += 1) {
-      const stored = await readMeta(this.#store, id);
-      const { meta } = stored;
-      if (meta === undefined) {
-        await this.#deleteMeta(id, stored.numbers);
-        return;
+      const { found } = await settleName(this.#options, id);
+      // Where somebody else has finished and a new volume has the name, it is not the one that this call was for.
+      target ??= found?.meta.uid;
+      if (found === undefined || found.meta.uid !== target) break;
+      await this.#mustBeUnpublished(found.meta);
+      if (found.meta.deleted) {
+        await this.#finishDeletion(found);
+        break;
       }
-      await this.#mustBeUnpublished(meta);
-      if (meta.deleted) {
-        await this.#finishDeletion(meta);
-        return;
-      }
+      if (round === MAX_ROUNDS - 1) throw contended(id);
       // Published in the meantime? Read again in the next round: publish() reads the metadata after its own record.
-      await this.#putMeta({ ...meta, number: nextMetaNumber(stored.numbers), deleted: true });
+      await appendMeta(this.#options, found, true);
     }
-    throw contended(id);
+    await deleteRemains(this.#options, await takeNameless(this.#store, id, uids));
   }
 
   registerLocation(location: LocationRecord): Promise<string> {
@@ -219,28 +215,44 @@ export class Catalog {
     });
   }
 
-  async #finishDeletion(meta: VolumeMeta): Promise<void> {
-    const { id, uid } = meta;
-    await this.#options.fenceForDeletion({ id, uid });
-    const objects = await deleteVolumeObjects(this.#options, { id, uid });
-    const stored = await readMeta(this.#store, id);
-    // Another catalog may have finished, and a new volume taken the id: its metadata is not ours to remove.
-    if (stored.meta?.uid === uid) await this.#deleteMeta(id, stored.numbers);
-    this.#options.log.info("volume deleted", { volumeId: id, uid, objects });
+  async #finishDeletion({ meta, binding }: NamedVolume): Promise<void> {
+    const volume: VolumeRef = { id: meta.id, uid: meta.uid };
+    await this.#options.fenceForDeletion(volume);
+    const objects = await deleteVolumeObjects(this.#options, volume);
+    await releaseName(this.#options, volume, binding);
+    this.#options.log.info("volume deleted", { volumeId: meta.id, uid: meta.uid, objects });
   }
 
-  /** meta/1 first: from then on the id is free, and what remains is ignored by everyone. */
-  async #deleteMeta(id: VolumeId, numbers: readonly number[]): Promise<void> {
-    if (numbers.includes(1)) await this.#store.delete([metaKey(id, 1)]);
-    const others = numbers.filter((number) => number !== 1).map((number) => metaKey(id, number));
-    for (let at = 0; at < others.length; at += MAX_DELETE_KEYS) {
-      await this.#store.delete(others.slice(at, at + MAX_DELETE_KEYS));
-    }
+  async #listUids(id: VolumeId): Promise<VolumeUid[]> {
+    const prefix = volumePrefix(id);
+    const uids: VolumeUid[] = [];
+    let after: string | undefined;
+    do {
+      const page = await this.#store.list(prefix, { delimiter: "/", ...(after === undefined ? {} : { after }) });
+      uids.push(...page.prefixes.map((name) => name.slice(prefix.length, -1)).filter(isVolumeUid));
+      after = page.next;
+    } while (after !== undefined);
+    return uids;
   }
 
-  async #putMeta(meta: VolumeMeta): Promise<boolean> {
-    const body = encodeMeta(this.#options.random.bytes(NONCE_BYTES), meta);
-    return (await this.#store.putIfAbsent(metaKey(meta.id, meta.number), [body])) === "created";
+  #newMeta(spec: VolumeSpec, number: number): VolumeMeta {
+    const { id, name, sizeBytes, durability, fsType, parameters } = spec;
+    return {
+      id,
+      uid: this.#options.random.bytes(UID_BYTES).toString("hex") as VolumeUid,
+      number,
+      name,
+      sizeBytes,
+      blockSizeBytes: spec.blockSizeBytes === 512 ? 512 : 4096,
+      durability,
+      codec: "none",
+      encryption: null,
+      lineage: [],
+      createdMs: this.#options.clock.now(),
+      ...(fsType === undefined ? {} : { fsType }),
+      parameters: { ...parameters },
+      deleted: false,
+    };
   }
 }
 

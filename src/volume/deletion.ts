@@ -1,6 +1,7 @@
 /**
- * Removes everything a volume's incarnation has in the store but its metadata. The caller has marked the metadata
- * deleted and stopped every owner; both can be done again, so a deletion that died anywhere is simply run again.
+ * Removes everything a volume's incarnation has in the store, its metadata last, once it does not have its name any more.
+ * The caller has marked the metadata deleted and stopped every owner; both can be done again, so a deletion that died
+ * anywhere is simply run again.
  *
  * What a former owner has on its way to the store may still arrive afterwards. It lies under the uid, which no other
  * volume has: it takes space, and is never read.
@@ -9,7 +10,7 @@ import type { Clock } from "../base/clock.ts";
 import type { Log } from "../base/log.ts";
 import type { ObjectStore } from "../store/object-store.ts";
 import { mapConcurrently } from "./concurrency.ts";
-import { LOG_PREFIX_COUNT, logPrefix, uidPrefix, type VolumeRef } from "./keys.ts";
+import { LOG_PREFIX_COUNT, logPrefix, parseKey, uidPrefix, type VolumeRef } from "./keys.ts";
 
 const CONCURRENCY = 16;
 const PROGRESS_INTERVAL_MS = 10_000;
@@ -20,22 +21,39 @@ export interface DeletionOptions {
   log: Log;
 }
 
-/** Deletes the log, then what lies under id and uid; returns how many objects that were. */
+/** Deletes the log, then what lies under id and uid but the metadata; returns how many objects that were. */
 export async function deleteVolumeObjects(options: DeletionOptions, volume: VolumeRef): Promise<number> {
   const progress = new Progress(options, volume);
   const logPrefixes = Array.from({ length: LOG_PREFIX_COUNT }, (_, spread) => logPrefix(volume.uid, spread));
   await mapConcurrently(logPrefixes, CONCURRENCY, (prefix) => deleteUnder(options.store, prefix, progress));
-  await deleteUnder(options.store, uidPrefix(volume), progress);
+  await deleteUnder(options.store, uidPrefix(volume), progress, (key) => !isMetadata(key));
   return progress.objects;
 }
 
+/** Deletes all that lies under id and uid of volumes that do not have the name any more and never will. */
+export async function deleteRemains(options: DeletionOptions, volumes: readonly VolumeRef[]): Promise<void> {
+  for (const volume of volumes) await deleteUnder(options.store, uidPrefix(volume), new Progress(options, volume));
+}
+
+/** Without these, a deletion that was cut short could not be gone on with. */
+function isMetadata(key: string): boolean {
+  const kind = parseKey(key)?.kind;
+  return kind === "meta" || kind === "removal";
+}
+
 /** Page by page: what was listed is gone before the next page is asked for. */
-async function deleteUnder(store: ObjectStore, prefix: string, progress: Progress): Promise<void> {
+async function deleteUnder(
+  store: ObjectStore,
+  prefix: string,
+  progress: Progress,
+  isWanted: (key: string) => boolean = () => true,
+): Promise<void> {
   let after: string | undefined;
   do {
     const page = await store.list(prefix, after === undefined ? {} : { after });
-    if (page.objects.length > 0) await store.delete(page.objects.map((object) => object.key));
-    progress.add(page.objects.length);
+    const keys = page.objects.map((object) => object.key).filter(isWanted);
+    if (keys.length > 0) await store.delete(keys);
+    progress.add(keys.length);
     after = page.next;
   } while (after !== undefined);
 }

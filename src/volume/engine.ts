@@ -27,7 +27,7 @@ import { BLOCK_BYTES, type Epoch, type VolumeId, type VolumeUid } from "./identi
 import { Journal } from "./journal.ts";
 import { mapKey, type VolumeRef } from "./keys.ts";
 import { MapShard } from "./map-shard.ts";
-import { getMeta } from "./metadata.ts";
+import { getMeta } from "./names.ts";
 import { ReadBudget } from "./read-budget.ts";
 import { ReadPath } from "./read-path.ts";
 import { recover, type Recovered } from "./recovery.ts";

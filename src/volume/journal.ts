@@ -44,6 +44,7 @@ import { JournalTail } from "./journal-tail.ts";
 import { quarantine } from "./quarantine.ts";
 import { type JournalState, tailTable } from "./recovery-tables.ts";
 
+const WRITE_BACK_BYTES = 256 * 1024;
 const SCRATCH_FRAMES = 63;
 /** For frames on their way to a reader: used within one call, so that all journals of a thread share it. */
 const scratch = Buffer.allocUnsafeSlow(SCRATCH_FRAMES * RAW_FRAME_BYTES);
@@ -82,6 +83,8 @@ export class Journal {
   #released = 0;
   #syncedPosition = 0;
   #unsynced = new Set<JournalFile>();
+  /** Files that were read back, with how many bytes of each: written again before the first sync. */
+  readonly #readBack = new Map<JournalFile, number>();
   /** The one of them that was added last. */
   #unsyncedLast: JournalFile | undefined;
   #syncing: Promise<void> | undefined;
@@ -200,7 +203,10 @@ export class Journal {
     this.#sequence = end.sequence;
     await this.#tail.load(last.file, end.offset);
     // What was read back may still be in the page cache alone: the next sync covers it.
-    for (const entry of this.#files.values()) this.#unsynced.add(entry);
+    for (const entry of this.#files.values()) {
+      this.#unsynced.add(entry);
+      this.#readBack.set(entry, entry === last ? end.offset : entry.file.sizeBytes());
+    }
     await this.#cutOff(last);
     await this.#disk.sync();
     this.#released = oldest === 0 ? this.position : oldest;
@@ -362,6 +368,7 @@ export class Journal {
     for (const entry of freed) {
       this.#files.delete(entry.number);
       this.#unsynced.delete(entry);
+      this.#readBack.delete(entry);
     }
     this.#spare.push(...freed);
     this.#prepareNext();
@@ -436,12 +443,29 @@ export class Journal {
     this.#unsynced.clear();
     this.#unsyncedLast = undefined;
     try {
+      for (const [entry, bytes] of this.#readBack) await this.#writeBack(entry, bytes);
       await Promise.all(files.map((entry) => entry.file.sync()));
       this.#syncedPosition = position;
     } catch (error) {
       this.#distrust(error);
       throw distrust();
     }
+  }
+
+  /**
+   * Writes again what an earlier process, or an earlier opening, wrote: a sync of theirs may have failed, and then the
+   * bytes count as clean, though the disk does not have them, and no later sync would write them.
+   */
+  async #writeBack(entry: JournalFile, bytes: number): Promise<void> {
+    const buffer = Buffer.allocUnsafe(Math.min(bytes, WRITE_BACK_BYTES));
+    for (let at = 0; at < bytes; at += buffer.length) {
+      const piece = buffer.subarray(0, Math.min(buffer.length, bytes - at));
+      await entry.file.read(piece, at);
+      // Given back meanwhile: it holds other records by now.
+      if (this.#readBack.get(entry) !== bytes) return;
+      entry.file.writeSync(piece, at);
+    }
+    this.#readBack.delete(entry);
   }
 
   #distrust(error: unknown): void {
@@ -534,6 +558,7 @@ export class Journal {
     this.#released = this.position;
     this.#files.delete(current.number);
     this.#unsynced.delete(current);
+    this.#readBack.delete(current);
     this.#spare.push(current);
     return true;
   }

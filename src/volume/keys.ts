@@ -1,12 +1,14 @@
 /**
  * Every key of the store, built and parsed here and nowhere else. Numbers are 16 hex digits, so that plain byte order
- * is numeric order. All but a volume's metadata lies under its uid: a late request of a deleted volume's owner never
- * meets a new volume of the same id (docs/decisions/0001-volume-uid.md).
+ * is numeric order. All but the records of who has a name lies under a volume's uid: a late request for a deleted
+ * volume never meets a new one of the same id (docs/decisions/0001-volume-uid.md, 0002-names-that-come-back.md).
  *
- *   v1/volumes/<id>/meta/<n>                      v1/volumes/<id>/<uid>/epoch/<e>
+ *   v1/volumes/<id>/meta/<n>                      who has the name: names.ts
+ *   v1/volumes/<id>/<uid>/meta/<n>                v1/volumes/<id>/<uid>/removal/<n>
+ *   v1/volumes/<id>/<uid>/epoch/<e>               v1/volumes/<id>/<uid>/publication/<n>
  *   v1/volumes/<id>/<uid>/checkpoint/<e>/<n>      v1/volumes/<id>/<uid>/map/<e>/<n>
- *   v1/volumes/<id>/<uid>/publication/<n>         v1/log/<hh>/<uid>/<e>/<s>   hh = low byte of s: 256 key prefixes
- *   v1/locations/<16 hex digits>                   v1/nodes/<32 hex digits>
+ *   v1/log/<hh>/<uid>/<e>/<s>                     hh = low byte of s: 256 key prefixes
+ *   v1/locations/<16 hex digits>                  v1/nodes/<32 hex digits>
  *
  * Reserved below a uid: snapshot, pin, gc. parseKey(build(x)) = x, and no other text parses.
  */
@@ -20,7 +22,8 @@ export interface VolumeRef {
 }
 
 export type ParsedKey =
-  | { kind: "meta"; id: VolumeId; number: number }
+  | { kind: "name"; id: VolumeId; number: number }
+  | { kind: "meta" | "removal"; id: VolumeId; uid: VolumeUid; number: number }
   | { kind: "epoch"; id: VolumeId; uid: VolumeUid; epoch: Epoch }
   | { kind: "checkpoint" | "map"; id: VolumeId; uid: VolumeUid; epoch: Epoch; number: number }
   | { kind: "publication"; id: VolumeId; uid: VolumeUid; number: number }
@@ -51,12 +54,26 @@ export function uidPrefix(volume: VolumeRef): string {
   return `${volumePrefix(volume.id)}${volume.uid}/`;
 }
 
-export function metaPrefix(id: VolumeId): string {
+export function namePrefix(id: VolumeId): string {
   return `${volumePrefix(id)}meta/`;
 }
 
-export function metaKey(id: VolumeId, number: number): string {
-  return metaPrefix(id) + digits(number);
+/** Record `number` of who has the name. */
+export function nameKey(id: VolumeId, number: number): string {
+  return namePrefix(id) + digits(number);
+}
+
+export function metaPrefix(volume: VolumeRef): string {
+  return `${uidPrefix(volume)}meta/`;
+}
+
+/** 1: whether the volume has its name; from 2 on: changes of its metadata. */
+export function metaKey(volume: VolumeRef, number: number): string {
+  return metaPrefix(volume) + digits(number);
+}
+
+export function removalKey(volume: VolumeRef): string {
+  return `${uidPrefix(volume)}removal/${digits(1)}`;
 }
 
 export function epochPrefix(volume: VolumeRef): string {
@@ -137,11 +154,13 @@ function parseVolumeKey(id: VolumeId, rest: string[]): ParsedKey | undefined {
   const numbers = rest.slice(rest[0] === "meta" ? 1 : 2).map(parseNumber);
   if (numbers.includes(undefined)) return undefined;
   const [first, second] = numbers as number[];
-  if (rest[0] === "meta") return rest.length === 2 ? { kind: "meta", id, number: first } : undefined;
+  if (rest[0] === "meta") return rest.length === 2 ? { kind: "name", id, number: first } : undefined;
   const [uid, kind] = rest;
   if (!isVolumeUid(uid)) return undefined;
   if (rest.length === 3 && kind === "epoch") return { kind, id, uid, epoch: first as Epoch };
-  if (rest.length === 3 && kind === "publication") return { kind, id, uid, number: first };
+  if (rest.length === 3 && (kind === "publication" || kind === "meta" || (kind === "removal" && first === 1))) {
+    return { kind, id, uid, number: first };
+  }
   if (rest.length === 4 && (kind === "checkpoint" || kind === "map")) {
     return { kind, id, uid, epoch: first as Epoch, number: second };
   }

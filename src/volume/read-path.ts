@@ -6,7 +6,7 @@
  * does not hold is fetched from S3 once more; if it still does not, that range, and nothing else, fails as "corrupt".
  */
 import type { MaybePromise } from "../block/device.ts";
-import { OperationError } from "../base/errors.ts";
+import { asOperationError, OperationError } from "../base/errors.ts";
 import type { BlockMap } from "./block-map.ts";
 import type { DirtyExtents } from "./dirty-extents.ts";
 import {
@@ -65,8 +65,10 @@ export class ReadPath {
     while (blocks > 0) {
       overlay.locate(lba, blocks);
       const { foundBlocks, foundValue } = overlay;
-      if (foundValue > 0) this.#journal.read(foundValue, lba, foundBlocks, target, at);
-      else if (foundValue < 0) target.fill(0, at, at + foundBlocks * BLOCK_BYTES);
+      if (foundValue > 0) {
+        const failed = this.#readJournal(foundValue, lba, foundBlocks, target, at);
+        if (failed !== undefined) (pending ??= []).push(failed);
+      } else if (foundValue < 0) target.fill(0, at, at + foundBlocks * BLOCK_BYTES);
       else {
         pending = this.#readMapped(lba, foundBlocks, target, at, pending);
         const ahead = this.#readahead.observe(lba * BLOCK_BYTES, foundBlocks * BLOCK_BYTES);
@@ -78,6 +80,16 @@ export class ReadPath {
     }
     if (pending === undefined) return undefined;
     return pending.length === 1 ? pending[0] : allSettled(pending);
+  }
+
+  /** Undefined where it is done; an error is a promise, so that what is fetched for other blocks is waited for. */
+  #readJournal(value: number, lba: number, blocks: number, target: Buffer, at: number): Promise<void> | undefined {
+    try {
+      this.#journal.read(value, lba, blocks, target, at);
+      return undefined;
+    } catch (error) {
+      return Promise.reject(asOperationError(error, "unavailable", "cannot read the local journal"));
+    }
   }
 
   /** Blocks that the overlay does not know. Returns `pending` with what must be waited for. */
@@ -166,13 +178,8 @@ export class ReadPath {
     word1: number,
   ): Promise<void> | undefined {
     if ((word0 & ENCODED_FLAG) !== 0) {
-      throw new OperationError(
-        "corrupt",
-        "the block is stored compressed, which this version cannot read: upgrade s3block",
-        {
-          context: { lba },
-        },
-      );
+      const message = "the block is stored compressed, which this version cannot read: upgrade s3block";
+      return Promise.reject(new OperationError("corrupt", message, { context: { lba } }));
     }
     const segment = this.#segmentOf(shard, (word0 >>> 16) - 1);
     const offset = (word1 & OFFSET_MASK) * FRAME_ALIGN_BYTES;

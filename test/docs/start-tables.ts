@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { deviceTable, reopenTable, restartTable, reuseTable } from "../../src/attachment/restart.ts";
 import type { TableDescription } from "../../src/base/decision-table.ts";
 import { formatTable, publishTable, stagingTable } from "../../src/csi/mount-tables.ts";
+import { nameTable, releaseTable } from "../../src/volume/name-tables.ts";
 import {
   chainTable,
   checkpointTable,
@@ -22,6 +23,8 @@ type AnyTable = TableDescription<Record<string, string>, string>;
 
 /** Every table of the program, in the order of the document. */
 export const startTables: readonly AnyTable[] = [
+  nameTable,
+  releaseTable,
   publicationTable,
   claimTable,
   startTable,

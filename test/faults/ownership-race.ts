@@ -18,7 +18,7 @@ import type { ObjectStore } from "../../src/store/object-store.ts";
 import { Catalog } from "../../src/volume/catalog.ts";
 import { Engine } from "../../src/volume/engine.ts";
 import { newestClaim } from "../../src/volume/fencing.ts";
-import { getMeta } from "../../src/volume/metadata.ts";
+import { getMeta } from "../../src/volume/names.ts";
 import { mustVolumeId, type VolumeId } from "../../src/volume/identity.ts";
 import type { Volume } from "../../src/volume/volume.ts";
 

@@ -14,7 +14,7 @@ import { Engine, type EngineOpenOptions } from "../../src/volume/engine.ts";
 import { fenceForDeletion, type FencingEnvironment } from "../../src/volume/fencing.ts";
 import type { Epoch, SegmentSeq, VolumeId } from "../../src/volume/identity.ts";
 import { checkpointPrefix, segmentKey, type VolumeRef } from "../../src/volume/keys.ts";
-import { getMeta } from "../../src/volume/metadata.ts";
+import { getMeta } from "../../src/volume/names.ts";
 import type { Volume } from "../../src/volume/volume.ts";
 import type { HostedVolume } from "../../src/attachment/volume-worker.ts";
 import { type HostedVolumesParts, openHostedVolume } from "../../src/cli/hosted-volumes.ts";

@@ -241,7 +241,8 @@ export class Oracle {
     const held = this.#explain(main, image, mustHold);
     for (const operation of main.operations) {
       if (held.has(operation)) {
-        operation.known = Math.min(operation.known, this.#now);
+        // Where damage hides all of it, nobody has seen that it took effect.
+        if (isVisible(operation, image)) operation.known = Math.min(operation.known, this.#now);
         if (!sameOwner) operation.durable = true;
       } else if (!operation.pending || !sameOwner) operation.lost = true;
     }
@@ -327,6 +328,10 @@ export class Oracle {
         operation.version === 0 || operation.lba >= lba + blocks || operation.lba + operation.blocks <= lba,
     );
   }
+}
+
+function isVisible({ lba, blocks }: Operation, image: Int32Array): boolean {
+  return image.subarray(lba, lba + blocks).some((version) => version >= 0);
 }
 
 /** What each block reads as with these operations. */

@@ -3,6 +3,7 @@
  * a node that never saw the volume must find in S3 what was acknowledged.
  */
 import { SeededRandom } from "../../src/base/seeded-random.ts";
+import { getMeta } from "../../src/volume/names.ts";
 import { actions } from "./actions.ts";
 import { volumeId } from "./content.ts";
 import type { SimNode } from "./node.ts";
@@ -142,11 +143,17 @@ async function end(world: World, random: SeededRandom): Promise<void> {
   await releaseAll(world);
   // What is late may still be on its way.
   await clock.sleep(LATEST_MS);
+  const tombstones = world.coverage.get("name freed by a tombstone");
   await cluster.delete();
+  if (world.coverage.get("name freed by a tombstone") > tombstones)
+    throw new OracleError("a deletion whose requests were all answered has left a tombstone");
+  if ((await getMeta(service.truth, volumeId)) !== undefined) throw new OracleError("the name is not free");
   const left = await service.truth.list("", { limit: 1000 });
   const uids = new Set(left.objects.flatMap(({ key }) => /[0-9a-f]{32}/.exec(key)?.[0] ?? []));
   for (const uid of uids) {
-    if (!world.oracleOf(uid).ended || uid === world.lastUid) throw new OracleError(`objects of ${uid} are left`);
+    // Not even named: a binding that came too late to count.
+    if (!world.named.has(uid)) continue;
+    if (!world.oracleOf(uid).deleted || uid === world.lastUid) throw new OracleError(`objects of ${uid} are left`);
     world.coverage.add("objects of a deleted volume that came late");
   }
   world.coverage.add("ended well");

@@ -166,7 +166,7 @@ class SimStore implements ObjectStore {
   ): Promise<T> {
     const service = this.#service;
     const { clock, coverage, trace } = service.parts;
-    const fate = this.#fate(kind, key);
+    const fate = this.#fate(kind);
     const refusal = service.refusing.get(this.#site);
     const { promise, resolve, reject } = Promise.withResolvers<T>();
     const { signal } = options;
@@ -268,7 +268,7 @@ class SimStore implements ObjectStore {
     return undefined;
   }
 
-  #fate(kind: RequestKind, key: string): Fate {
+  #fate(kind: RequestKind): Fate {
     const { random, faults, coverage } = this.#service.parts;
     const fate: Fate = { travelMs: random.fraction() * faults.latencyMs, returnMs: 0, fault: "none", lateMs: 0 };
     fate.returnMs = random.fraction() * faults.latencyMs;
@@ -278,9 +278,7 @@ class SimStore implements ObjectStore {
       fate.travelMs += random.fraction() * 3000;
       fate.returnMs += random.fraction() * 3000;
     }
-    // A DELETE has no condition: one of a volume's metadata that takes effect after another volume was made under the
-    // name would take that one's away. Nothing but the name's being free protects against it, so it is left out.
-    const changes = kind === "put" || (kind === "delete" && !key.includes("/meta/"));
+    const changes = kind === "put" || kind === "delete";
     const draw = { left: random.fraction() };
     const hit = (rate: number): boolean => (draw.left -= rate) < 0;
     if (hit(faults.refused)) fate.fault = "refused";

@@ -8,6 +8,7 @@ import type { Log } from "../../src/base/log.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import type { HostedVolume } from "../../src/attachment/volume-worker.ts";
 import type { OpenRequest } from "../../src/attachment/volume-host.ts";
+import { decodeConfirmation, decodeNameRecord } from "../../src/volume/format/control-records.ts";
 import { parseKey } from "../../src/volume/keys.ts";
 import { Cluster } from "./cluster.ts";
 import { BLOCK, decodeVersions, Layout } from "./content.ts";
@@ -25,8 +26,6 @@ import { VirtualClock } from "./virtual-clock.ts";
 
 /** Offset of the byte in a log object that says what it is, and its value for START and FENCE. */
 const TYPE_OFFSET = 64;
-/** Offset of the volume's uid in every object. */
-const UID_OFFSET = 8;
 const TYPE_FENCE = 2;
 const TYPE_START = 3;
 /** More events than any world of sane length has: something goes round in circles. */
@@ -56,6 +55,8 @@ export class World {
   readonly #oracles = new Map<string, Oracle>();
   /** The incarnation that was made last. */
   lastUid = "";
+  /** Every incarnation that ever had the name. */
+  readonly named = new Set<string>();
   /** The incarnation that a process has started an epoch of last. */
   readonly #startedBy = new Map<string, string>();
   readonly #lines = new Map<SimNode, Line>();
@@ -243,14 +244,28 @@ export class World {
     return image;
   }
 
+  /** A volume has got the name: every one before must have been given up. */
+  #confirmed(uid: string): void {
+    if (this.named.has(uid)) return;
+    const other = [...this.named].find((earlier) => !this.oracleOf(earlier).deleted);
+    if (other !== undefined) this.fail(new OracleError(`the name was given to ${uid} while ${other} had it`));
+    this.named.add(uid);
+    this.lastUid = uid;
+  }
+
   #created(key: string, body: Buffer, process: SimProcess): void {
     const parsed = parseKey(key);
     if (parsed === undefined || parsed.kind === "location" || parsed.kind === "node") return;
+    if (parsed.kind === "name") {
+      this.coverage.add("tombstone" in decodeNameRecord(body, parsed) ? "name freed by a tombstone" : "name bound");
+      return;
+    }
+    if (parsed.kind === "removal") return;
     if (parsed.kind === "meta") {
       // Without resizes, every record but the first marks the volume as deleted.
-      const uid = body.toString("hex", UID_OFFSET, UID_OFFSET + 16);
-      if (parsed.number > 1) this.oracleOf(uid).deleted = true;
-      else this.lastUid = uid;
+      if (parsed.number > 1) this.oracleOf(parsed.uid).deleted = true;
+      else if (decodeConfirmation(body, parsed).confirmed) this.#confirmed(parsed.uid);
+      else this.coverage.add("name refused to what came late");
       return;
     }
     const oracle = this.oracleOf(parsed.uid);

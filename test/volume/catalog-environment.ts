@@ -11,7 +11,9 @@ import { type FaultPlan, FaultyStore } from "../../src/store/faulty.ts";
 import { MemoryStore } from "../../src/store/memory.ts";
 import { listAll, type ObjectStore } from "../../src/store/object-store.ts";
 import { Catalog, type CatalogOptions, type VolumeSpec } from "../../src/volume/catalog.ts";
+import { decodeNameRecord } from "../../src/volume/format/control-records.ts";
 import type { VolumeId } from "../../src/volume/identity.ts";
+import { parseKey } from "../../src/volume/keys.ts";
 
 /** A clock that counts turns of the event loop as milliseconds, so that delays reorder requests and cost no time. */
 export const turnClock: Clock = {
@@ -78,6 +80,17 @@ export function dyingAt(store: ObjectStore, at: number, fault: "refused" | "lost
 export async function keysOf(store: ObjectStore): Promise<string[]> {
   const keys: string[] = [];
   for await (const { key } of listAll(store, "v1/")) keys.push(key);
+  return keys;
+}
+
+/** Like keysOf, without the tombstones that a deletion may leave where a request of its had no answer. */
+export async function keysBesidesTombstones(store: ObjectStore): Promise<string[]> {
+  const keys: string[] = [];
+  for (const key of await keysOf(store)) {
+    const parsed = parseKey(key);
+    const isTombstone = parsed?.kind === "name" && "tombstone" in decodeNameRecord((await store.get(key))!, parsed);
+    if (!isTombstone) keys.push(key);
+  }
   return keys;
 }
 

@@ -5,7 +5,7 @@ import { isKind } from "../../src/base/errors.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import type { ObjectStore } from "../../src/store/object-store.ts";
 import { Catalog, type VolumeSpec } from "../../src/volume/catalog.ts";
-import { encodeMeta, type VolumeMeta } from "../../src/volume/format/control-records.ts";
+import { encodeMeta, encodeTombstone, type VolumeMeta } from "../../src/volume/format/control-records.ts";
 import {
   type Epoch,
   MAX_VOLUME_BYTES,
@@ -13,8 +13,8 @@ import {
   type SegmentSeq,
   type VolumeId,
 } from "../../src/volume/identity.ts";
-import { checkpointKey, epochKey, mapKey, metaKey, segmentKey } from "../../src/volume/keys.ts";
-import { getMeta } from "../../src/volume/metadata.ts";
+import { checkpointKey, epochKey, mapKey, metaKey, nameKey, segmentKey } from "../../src/volume/keys.ts";
+import { getMeta } from "../../src/volume/names.ts";
 import { catalogOver, keysOf, nextTurn, outcomeOf, spec, storeKinds, turnClock } from "./catalog-environment.ts";
 
 const ID = "vol-1" as VolumeId;
@@ -54,7 +54,7 @@ onEveryStore("a created volume is what was asked for, to this and every other ca
 onEveryStore("creating the same volume again answers the existing one", async (store, catalog) => {
   const made = await catalog.create(spec("vol-1"));
   assert.deepEqual(await catalogOver(store, 2).create(spec("vol-1")), made);
-  assert.deepEqual(await keysOf(store), [metaKey(ID, 1)]);
+  assert.deepEqual(await keysOf(store), [metaKey(made, 1), nameKey(ID, 1)].toSorted());
 });
 
 test("creating a volume that exists with another property is a conflict that names it", async () => {
@@ -196,7 +196,7 @@ test("owners are fenced after the volume is marked and before anything of it is 
       assert.equal(volume.uid, made.uid);
       const now = await keysOf(store);
       assert.deepEqual(
-        now.filter((key) => key !== metaKey(ID, 2)),
+        now.filter((key) => key !== metaKey(made, 2)),
         before,
       );
       assert.equal((await getMeta(store, ID))?.deleted, true);
@@ -216,31 +216,35 @@ test("a volume whose owners cannot be fenced keeps its data, and is deleted by t
   await writeData(store, made);
   const failing = catalogOver(store, 2, { fenceForDeletion: () => Promise.reject(new Error("no")) });
   await assert.rejects(failing.delete(ID), /no/);
-  assert.equal((await keysOf(store)).length, 8);
+  assert.equal((await keysOf(store)).length, 9);
   await catalogOver(store, 3).delete(ID);
   assert.deepEqual(await keysOf(store), []);
 });
 
-test("metadata that an earlier incarnation left behind neither hides a volume nor marks it deleted", async () => {
+test("what an earlier volume of the name left behind neither hides a volume nor marks it deleted", async () => {
   const { store } = storeKinds[0].open();
   const catalog = catalogOver(store, 1);
+  const random = new SeededRandom(5);
   const made = await catalog.create(spec("vol-1"));
   const stray = { ...made, uid: TOMBSTONE_UID, number: 2, deleted: true };
-  await store.putIfAbsent(metaKey(ID, 2), [encodeMeta(new SeededRandom(5).bytes(16), stray)]);
+  await store.putIfAbsent(metaKey(stray, 2), [encodeMeta(random.bytes(16), stray)]);
+  const tombstone = { uid: TOMBSTONE_UID, number: 2, frees: 1, timeMs: 1 };
+  await store.putIfAbsent(nameKey(ID, 2), [encodeTombstone(random.bytes(16), ID, tombstone)]);
   assert.deepEqual(await catalog.get(ID), made);
+  assert.deepEqual((await catalog.list()).volumes, [made]);
   await catalog.delete(ID);
-  assert.deepEqual(await keysOf(store), []);
-  await store.putIfAbsent(metaKey(ID, 2), [encodeMeta(new SeededRandom(6).bytes(16), stray)]);
-  assert.equal(await catalog.get(ID), undefined);
-  assert.equal((await catalog.create(spec("vol-1"))).number, 1);
+  assert.deepEqual(await keysOf(store), [nameKey(ID, 2)]);
+  assert.deepEqual((await catalog.list()).volumes, []);
+  assert.equal((await catalog.create(spec("vol-1"))).number, 3);
   await catalog.delete(ID);
-  assert.deepEqual(await keysOf(store), []);
+  await catalog.delete(ID);
+  assert.deepEqual(await keysOf(store), [nameKey(ID, 2)]);
 });
 
 test("damaged metadata is reported, never taken for a missing volume", async () => {
   const { store } = storeKinds[0].open();
   const catalog = catalogOver(store, 1);
-  await store.putIfAbsent(metaKey(ID, 1), [Buffer.alloc(200)]);
+  await store.putIfAbsent(nameKey(ID, 1), [Buffer.alloc(200)]);
   for (const call of [catalog.get(ID), catalog.create(spec("vol-1")), catalog.delete(ID), catalog.list()]) {
     await assert.rejects(call, (error) => isKind(error, "corrupt"));
   }
@@ -250,7 +254,9 @@ onEveryStore("every volume is listed once, in pages of any size", async (store, 
   const ids = ["a", "a-b", "a0", "a1", "b", "b-", "zz", "0"];
   for (const id of ids) await writeData(store, await catalog.create(spec(id)), 1);
   await store.putIfAbsent("v1/volumes/UPPER/meta/0000000000000001", [Buffer.alloc(64)]);
-  await store.putIfAbsent(metaKey("b0" as VolumeId, 2), [Buffer.alloc(64)]);
+  const tombstone = { uid: TOMBSTONE_UID, number: 2, frees: 1, timeMs: 1 };
+  const freeName = "b0" as VolumeId;
+  await store.putIfAbsent(nameKey(freeName, 2), [encodeTombstone(Buffer.alloc(16), freeName, tombstone)]);
   for (let limit = 1; limit <= ids.length + 1; limit += 1) {
     const listed: string[] = [];
     let after: VolumeId | undefined;

@@ -437,3 +437,21 @@ test("a file whose header does not continue the records before it is never appen
     [[11, 77]],
   );
 });
+
+test("what is flushed after a reopening is durable, though a sync before it had failed", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  const random = new SeededRandom(9);
+  for (let turn = 0; turn < 100; turn += 1) await append(journal, turn, random.bytes(BLOCK));
+  disk.setFault(({ operation }) => {
+    if (operation === "sync") throw new OperationError("unavailable", "the disk fails");
+  });
+  await assert.rejects(async () => journal.sync(), /not trusted/);
+  const healed = disk.reopen();
+  healed.setFault(() => undefined);
+  const { journal: next, entries } = await recovered(healed);
+  assert.equal(entries.length, 100);
+  await next.sync();
+  const after = healed.crash({ bytes: (count) => random.bytes(count), fraction: () => 0 });
+  assert.equal((await recovered(after)).entries.length, 100);
+});

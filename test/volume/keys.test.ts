@@ -13,10 +13,13 @@ import {
   mapKey,
   metaKey,
   metaPrefix,
+  nameKey,
+  namePrefix,
   nodeKey,
   type ParsedKey,
   parseKey,
   publicationKey,
+  removalKey,
   segmentKey,
   uidPrefix,
   volumePrefix,
@@ -34,7 +37,9 @@ const sequence = number53.map((value) => value as SegmentSeq);
 const plain = { noNullPrototype: true };
 
 const parsed: fc.Arbitrary<ParsedKey> = fc.oneof(
-  fc.record({ kind: fc.constant("meta" as const), id, number: number53 }, plain),
+  fc.record({ kind: fc.constant("name" as const), id, number: number53 }, plain),
+  fc.record({ kind: fc.constant("meta" as const), id, uid, number: number53 }, plain),
+  fc.record({ kind: fc.constant("removal" as const), id, uid, number: fc.constant(1) }, plain),
   fc.record({ kind: fc.constant("epoch" as const), id, uid, epoch }, plain),
   fc.record({ kind: fc.constantFrom("checkpoint" as const, "map" as const), id, uid, epoch, number: number53 }, plain),
   fc.record({ kind: fc.constant("publication" as const), id, uid, number: number53 }, plain),
@@ -45,8 +50,12 @@ const parsed: fc.Arbitrary<ParsedKey> = fc.oneof(
 
 function build(key: ParsedKey): string {
   switch (key.kind) {
+    case "name":
+      return nameKey(key.id, key.number);
     case "meta":
-      return metaKey(key.id, key.number);
+      return metaKey(key, key.number);
+    case "removal":
+      return removalKey(key);
     case "epoch":
       return epochKey(key, key.epoch);
     case "checkpoint":
@@ -74,7 +83,9 @@ test("every key that is built parses back to what it was built from", () => {
 test("keys are as they always were", () => {
   const volume = { id: "vol-1" as VolumeId, uid: "00112233445566778899aabbccddeeff" as VolumeUid };
   const under = "v1/volumes/vol-1/00112233445566778899aabbccddeeff";
-  assert.equal(metaKey(volume.id, 1), "v1/volumes/vol-1/meta/0000000000000001");
+  assert.equal(nameKey(volume.id, 1), "v1/volumes/vol-1/meta/0000000000000001");
+  assert.equal(metaKey(volume, 2), `${under}/meta/0000000000000002`);
+  assert.equal(removalKey(volume), `${under}/removal/0000000000000001`);
   assert.equal(epochKey(volume, 2 as Epoch), `${under}/epoch/0000000000000002`);
   assert.equal(checkpointKey(volume, 2 as Epoch, 3), `${under}/checkpoint/0000000000000002/0000000000000003`);
   assert.equal(mapKey(volume, 2 as Epoch, 255), `${under}/map/0000000000000002/00000000000000ff`);
@@ -114,7 +125,7 @@ test("arbitrary text does not parse", () => {
 test("plain byte order of keys is the order of their numbers", () => {
   fc.assert(
     fc.property(id, number53, number53, (volumeId, one, other) => {
-      const inOrder = metaKey(volumeId, one) < metaKey(volumeId, other);
+      const inOrder = nameKey(volumeId, one) < nameKey(volumeId, other);
       assert.equal(inOrder, one < other);
     }),
   );
@@ -124,7 +135,9 @@ test("every key lies under the prefixes by which it is listed", () => {
   fc.assert(
     fc.property(id, uid, epoch, sequence, (volumeId, volumeUid, at, number) => {
       const volume = { id: volumeId, uid: volumeUid };
-      assert.ok(metaKey(volumeId, number).startsWith(metaPrefix(volumeId)));
+      assert.ok(nameKey(volumeId, number).startsWith(namePrefix(volumeId)));
+      assert.ok(metaKey(volume, number).startsWith(metaPrefix(volume)));
+      assert.ok(removalKey(volume).startsWith(uidPrefix(volume)));
       assert.ok(uidPrefix(volume).startsWith(volumePrefix(volumeId)));
       assert.ok(epochKey(volume, at).startsWith(uidPrefix(volume)));
       assert.ok(checkpointPrefix(volume, at).startsWith(checkpointPrefix(volume)));

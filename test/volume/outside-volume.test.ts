@@ -11,7 +11,7 @@ import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { CheckpointShards, decodeCheckpoint, encodeCheckpoint } from "../../src/volume/format/checkpoint.ts";
 import { decodeSegmentHead, encodeSegmentHead } from "../../src/volume/format/segment.ts";
 import { Journal } from "../../src/volume/journal.ts";
-import { getMeta } from "../../src/volume/metadata.ts";
+import { getMeta } from "../../src/volume/names.ts";
 import { EngineHarness, volumeId } from "../suites/engine-harness.ts";
 
 const BLOCK = 4096;

@@ -3,8 +3,9 @@
  * people too, hence JSON. Every field is validated; unknown fields are tolerated and dropped, so that a newer version
  * may add some, while values that change what an older one must do (codec, encryption) are refused.
  *
- *   meta: epoch 0, sequence = number        epoch claim: epoch, sequence 0
- *   publication: epoch 0, sequence = number location: uid zero, epoch 0, sequence 0
+ *   meta, tombstone: epoch 0, sequence = number            epoch claim: epoch, sequence 0
+ *   confirmation, removal: epoch 0, sequence 1             publication: epoch 0, sequence = number
+ *   location: uid zero, epoch 0, sequence 0
  */
 import type { ErrorContext } from "../../base/errors.ts";
 import {
@@ -17,7 +18,7 @@ import {
   type VolumeId,
   type VolumeUid,
 } from "../identity.ts";
-import { decodeEnvelope, encodeEnvelope, ENVELOPE_BYTES, type ExpectedEnvelope } from "./envelope.ts";
+import { decodeEnvelope, encodeEnvelope, ENVELOPE_BYTES, type ExpectedEnvelope, peekEnvelope } from "./envelope.ts";
 import { corrupt, NO_VOLUME_UID, writtenByNewer } from "./fields.ts";
 
 const MAX_SECTION_BYTES = 1024 * 1024;
@@ -26,7 +27,7 @@ const hex32 = /^[0-9a-f]{32}$/;
 export interface VolumeMeta {
   id: VolumeId;
   uid: VolumeUid;
-  /** Of this record; the highest is the valid one. */
+  /** Of this record: among those of its name where it binds the name, else among those of its uid. */
   number: number;
   /** What the creator called it; up to the creator. */
   name: string;
@@ -42,6 +43,21 @@ export interface VolumeMeta {
   parameters: Readonly<Record<string, string>>;
   /** The volume is being deleted: nothing may be read or written any more. */
   deleted: boolean;
+}
+
+/** Frees a name from the volume `uid`, whose record of the name has the number `frees`. */
+export interface NameTombstone {
+  uid: VolumeUid;
+  /** Of this record, above `frees`. */
+  number: number;
+  frees: number;
+  timeMs: number;
+}
+
+/** Decides once whether a volume has the name that a record binds to it. */
+export interface Confirmation {
+  confirmed: boolean;
+  timeMs: number;
 }
 
 export interface EpochClaim {
@@ -118,6 +134,45 @@ export function decodeMeta(bytes: Buffer, expected: { id: VolumeId; number: numb
     parameters: fields.texts("parameters"),
     deleted: deleted === true,
   };
+}
+
+export function encodeTombstone(nonce: Buffer, id: VolumeId, tombstone: NameTombstone): Buffer {
+  const { uid, number, frees, timeMs } = tombstone;
+  return encodeJson({ kind: "tombstone", uid, epoch: 0, sequence: number, nonce }, { id, frees, timeMs });
+}
+
+export function decodeTombstone(bytes: Buffer, expected: { id: VolumeId; number: number }): NameTombstone {
+  const { uid, fields } = decodeJson(bytes, { kind: "tombstone", epoch: 0, sequence: expected.number });
+  if (fields.text("id") !== expected.id) throw corrupt("tombstone is of another name", { expected: expected.id });
+  const frees = fields.count("frees");
+  if (frees < 1 || frees >= expected.number) throw fields.invalid("frees");
+  return { uid, number: expected.number, frees, timeMs: fields.count("timeMs") };
+}
+
+/** What stands under a number of a name: metadata, which binds the name to its volume, or a tombstone. */
+export function decodeNameRecord(
+  bytes: Buffer,
+  expected: { id: VolumeId; number: number },
+): { meta: VolumeMeta } | { tombstone: NameTombstone } {
+  if (peekEnvelope(bytes).kind === "tombstone") return { tombstone: decodeTombstone(bytes, expected) };
+  return { meta: decodeMeta(bytes, expected) };
+}
+
+export function encodeConfirmation(header: { uid: VolumeUid; nonce: Buffer }, confirmation: Confirmation): Buffer {
+  const { confirmed, timeMs } = confirmation;
+  const { uid, nonce } = header;
+  return encodeJson({ kind: "confirmation", uid, epoch: 0, sequence: 1, nonce }, { confirmed, timeMs });
+}
+
+export function decodeConfirmation(bytes: Buffer, expected: { uid: VolumeUid }): Confirmation {
+  const { fields } = decodeJson(bytes, { kind: "confirmation", uid: expected.uid, epoch: 0, sequence: 1 });
+  return { confirmed: fields.flag("confirmed"), timeMs: fields.count("timeMs") };
+}
+
+/** Only its existence and its nonce are looked at. */
+export function encodeRemoval(header: { uid: VolumeUid; nonce: Buffer }, timeMs: number): Buffer {
+  const { uid, nonce } = header;
+  return encodeJson({ kind: "removal", uid, epoch: 0, sequence: 1, nonce }, { timeMs });
 }
 
 export function encodeEpochClaim(header: { uid: VolumeUid; nonce: Buffer }, claim: EpochClaim): Buffer {

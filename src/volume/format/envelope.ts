@@ -32,6 +32,9 @@ const kinds = [
   "pin",
   "gc-intent",
   "node",
+  "tombstone",
+  "confirmation",
+  "removal",
 ] as const;
 export type ObjectKind = (typeof kinds)[number];
 

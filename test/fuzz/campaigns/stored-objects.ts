@@ -8,7 +8,13 @@ import assert from "node:assert/strict";
 import { OperationError } from "../../../src/base/errors.ts";
 import { SeededRandom } from "../../../src/base/seeded-random.ts";
 import { decodeCheckpoint } from "../../../src/volume/format/checkpoint.ts";
-import { decodeEpochClaim, decodeMeta, decodePublication } from "../../../src/volume/format/control-records.ts";
+import {
+  decodeConfirmation,
+  decodeEpochClaim,
+  decodeMeta,
+  decodeNameRecord,
+  decodePublication,
+} from "../../../src/volume/format/control-records.ts";
 import { isIntactRawFrame, RAW_FRAME_BYTES, segmentFrameSeed } from "../../../src/volume/format/frame.ts";
 import { decodeMapObjectHead } from "../../../src/volume/format/map-object.ts";
 import { decodeMapPage, mapPageSeed } from "../../../src/volume/format/map-page.ts";
@@ -24,8 +30,12 @@ export function checkObject(key: string, body: Buffer): void {
   const parsed = parseKey(key);
   assert.ok(parsed !== undefined, `no key: ${key}`);
   switch (parsed.kind) {
+    case "name":
+      decodeNameRecord(body, parsed);
+      return;
     case "meta":
-      decodeMeta(body, { id: parsed.id, number: parsed.number });
+      if (parsed.number === 1) decodeConfirmation(body, parsed);
+      else decodeMeta(body, parsed);
       return;
     case "epoch":
       decodeEpochClaim(body, parsed);
@@ -47,6 +57,7 @@ export function checkObject(key: string, body: Buffer): void {
       return;
     case "location":
     case "node":
+    case "removal":
       assert.fail(`a volume has no object of kind ${parsed.kind}`);
   }
 }

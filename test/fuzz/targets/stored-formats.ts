@@ -156,6 +156,9 @@ export function storedFormats(): FuzzTarget[] {
   const publication = { number: 4, nodeId: "node-1", readOnly: true, timeMs: TIME_MS };
   const location = { url: "s3://bucket/prefix", endpoint: "https://endpoint", region: "r" };
   const ofClaim = { uid: UID, epoch: claim.epoch };
+  const tombstone = { uid: UID, number: 3, frees: 2, timeMs: TIME_MS };
+  const confirmation = { confirmed: true, timeMs: TIME_MS };
+  const ofTombstone = { id: sampleMeta.id, number: tombstone.number };
   const ofPublication = { uid: UID, number: publication.number };
   return [
     segment("segment", encodeSegmentHead(identity, samples.dataHead)),
@@ -169,6 +172,27 @@ export function storedFormats(): FuzzTarget[] {
       records.encodeMeta(NONCE, sampleMeta),
       (bytes) => records.decodeMeta(bytes, sampleMeta),
       (value) => records.encodeMeta(NONCE, value),
+    ),
+    record(
+      "tombstone",
+      records.encodeTombstone(NONCE, sampleMeta.id, tombstone),
+      (bytes) => records.decodeTombstone(bytes, ofTombstone),
+      (value) => records.encodeTombstone(NONCE, sampleMeta.id, value),
+    ),
+    record(
+      "name-record",
+      records.encodeTombstone(NONCE, sampleMeta.id, tombstone),
+      (bytes) => records.decodeNameRecord(bytes, ofTombstone),
+      (value) =>
+        "meta" in value
+          ? records.encodeMeta(NONCE, value.meta)
+          : records.encodeTombstone(NONCE, sampleMeta.id, value.tombstone),
+    ),
+    record(
+      "confirmation",
+      records.encodeConfirmation(identity, confirmation),
+      (bytes) => records.decodeConfirmation(bytes, { uid: UID }),
+      (value) => records.encodeConfirmation(identity, value),
     ),
     record(
       "epoch-claim",

@@ -191,6 +191,8 @@ function objectKey(): FuzzTarget {
   const number = "000000000000000a";
   const seeds = [
     `v1/volumes/vol-1/meta/${number}`,
+    `v1/volumes/vol-1/${uid}/meta/${number}`,
+    `v1/volumes/vol-1/${uid}/removal/0000000000000001`,
     `v1/volumes/vol-1/${uid}/epoch/${number}`,
     `v1/volumes/vol-1/${uid}/checkpoint/${number}/${number}`,
     `v1/volumes/vol-1/${uid}/map/${number}/${number}`,
@@ -214,8 +216,12 @@ function objectKey(): FuzzTarget {
 
 function builtKey(parsed: keys.ParsedKey): string {
   switch (parsed.kind) {
+    case "name":
+      return keys.nameKey(parsed.id, parsed.number);
     case "meta":
-      return keys.metaKey(parsed.id, parsed.number);
+      return keys.metaKey(parsed, parsed.number);
+    case "removal":
+      return keys.removalKey(parsed);
     case "epoch":
       return keys.epochKey(parsed, parsed.epoch);
     case "checkpoint":

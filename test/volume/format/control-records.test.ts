@@ -4,14 +4,19 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { isKind } from "../../../src/base/errors.ts";
 import {
+  decodeConfirmation,
   decodeEpochClaim,
   decodeLocation,
   decodeMeta,
+  decodeNameRecord,
   decodePublication,
+  decodeTombstone,
+  encodeConfirmation,
   encodeEpochClaim,
   encodeLocation,
   encodeMeta,
   encodePublication,
+  encodeTombstone,
   type VolumeMeta,
 } from "../../../src/volume/format/control-records.ts";
 import { type Epoch, type VolumeId } from "../../../src/volume/identity.ts";
@@ -151,4 +156,28 @@ test("an epoch claim needs a journal id of 32 hex digits", () => {
   const claim = { epoch: 1 as Epoch, nodeId: "n", journalId: "xyz", publication: 0, timeMs: TIME_MS };
   const bytes = encodeEpochClaim({ uid: UID, nonce: NONCE }, claim);
   assert.throws(() => decodeEpochClaim(bytes, { uid: UID, epoch: 1 as Epoch }), /field=journalId/);
+});
+
+test("a record of a name is metadata or a tombstone, of this name and number", () => {
+  const id = sampleMeta.id;
+  const tombstone = { uid: UID, number: 3, frees: 2, timeMs: TIME_MS };
+  const bytes = encodeTombstone(NONCE, id, tombstone);
+  assert.deepEqual(decodeNameRecord(bytes, { id, number: 3 }), { tombstone });
+  assert.deepEqual(decodeNameRecord(encodeMeta(NONCE, sampleMeta), { id, number: 2 }), { meta: sampleMeta });
+  assert.throws(() => decodeTombstone(bytes, { id, number: 4 }), /sequence differs/);
+  assert.throws(() => decodeTombstone(bytes, { id: "vol-2" as VolumeId, number: 3 }), /another name/);
+  for (const frees of [0, 3, 4, 1.5, "2"]) {
+    const wrongNumber = withSection(bytes, () => Buffer.from(JSON.stringify({ id, frees, timeMs: 1 })));
+    assert.throws(() => decodeTombstone(wrongNumber, { id, number: 3 }), /field=frees/);
+  }
+});
+
+test("a confirmation says yes or no, for one volume", () => {
+  for (const confirmed of [true, false]) {
+    const bytes = encodeConfirmation({ uid: UID, nonce: NONCE }, { confirmed, timeMs: TIME_MS });
+    assert.deepEqual(decodeConfirmation(bytes, { uid: UID }), { confirmed, timeMs: TIME_MS });
+    assert.throws(() => decodeConfirmation(bytes, { uid: "f".repeat(32) as typeof UID }), /uid differs/);
+    const silent = withSection(bytes, () => Buffer.from(JSON.stringify({ timeMs: 1 })));
+    assert.throws(() => decodeConfirmation(silent, { uid: UID }), /field=confirmed/);
+  }
 });

@@ -6,10 +6,13 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { encodeCheckpoint } from "../../../src/volume/format/checkpoint.ts";
 import {
+  encodeConfirmation,
   encodeEpochClaim,
   encodeLocation,
   encodeMeta,
   encodePublication,
+  encodeRemoval,
+  encodeTombstone,
 } from "../../../src/volume/format/control-records.ts";
 import { encodeEnvelope } from "../../../src/volume/format/envelope.ts";
 import { sealRawFrame, RAW_FRAME_BYTES, segmentFrameSeed } from "../../../src/volume/format/frame.ts";
@@ -84,6 +87,9 @@ const structures: Record<string, () => Buffer> = {
   checkpoint: () => encodeCheckpoint(identity, sampleCheckpoint()),
   meta: () => encodeMeta(NONCE, sampleMeta),
   "meta-deleted": () => encodeMeta(NONCE, { ...sampleMeta, deleted: true }),
+  tombstone: () => encodeTombstone(NONCE, sampleMeta.id, { uid: UID, number: 3, frees: 2, timeMs: TIME_MS }),
+  confirmation: () => encodeConfirmation(identity, { confirmed: true, timeMs: TIME_MS }),
+  removal: () => encodeRemoval(identity, TIME_MS),
   epoch: () => encodeEpochClaim(identity, claim),
   publication: () => encodePublication(identity, { number: 4, nodeId: null, readOnly: false, timeMs: TIME_MS }),
   location: () => encodeLocation(NONCE, { url: "s3://bucket/prefix", endpoint: "", region: "eu-central-1" }),
