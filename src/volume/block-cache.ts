@@ -6,8 +6,8 @@
  *   identity: rot, swapped and rolled-back content is found, dropped, counted and answered as a miss. Only
  *   readUnverifiedSync leaves that to its caller.
  * - Nothing here may fail a read of a volume: errors of the disk turn into misses, and into a cache that is off.
- * - Filling never waits: parts are copied into a bounded number of buffers, written behind one at a time (the thread
- *   pool also serves the journal's syncs), served from there meanwhile, and left out while all buffers are full.
+ * - Filling never waits: parts are copied into a ring of buffers, written behind by one write at a time (the thread pool
+ *   also serves the journal's syncs), served from there meanwhile, and left out while the ring is full.
  * - The file is never synced: after a loss of power the checksums sort out what is left.
  */
 import { assert } from "../base/assert.ts";
@@ -32,6 +32,8 @@ const FILE_NAME = "cache-blocks";
 const MIN_SLOTS = 64;
 /** So much of the file system the cache leaves free when it opens: journals live there too. */
 const SPARED_FRACTION = 0.1;
+/** Parts that one write takes along at most: 1 MiB. */
+const MAX_RUN_PARTS = 16;
 /** The index is saved when what came in since the last time weighs this many times the index. */
 const SAVE_RATIO = 16;
 const MIN_SAVE_PARTS = 256;
@@ -86,11 +88,17 @@ export class BlockCache {
   readonly #file: DiskFile | undefined;
   readonly #index: CacheIndex | undefined;
   #on: boolean;
-  /** Parts on their way to the disk, by slot. */
-  readonly #pending = new Map<number, Buffer>();
-  readonly #writeQueue: number[] = [];
-  readonly #buffers: Buffer[] = [];
-  #buffersLeft: number;
+  /**
+   * Parts on their way to the disk, in the order in which they came: neighbours in an object mostly are so in this
+   * memory and on the disk too, and are written together.
+   */
+  readonly #ring: Buffer;
+  readonly #ringParts: number;
+  readonly #ringSlots: Uint32Array;
+  #ringHead = 0;
+  #ringUsed = 0;
+  /** Places in the ring, by slot. */
+  readonly #pending = new Map<number, number>();
   readonly #roomWaiters: (() => void)[] = [];
   #writing: Promise<void> | undefined;
   #saving: Promise<void> | undefined;
@@ -128,7 +136,9 @@ export class BlockCache {
     this.#index = index;
     this.#on = file !== undefined;
     const buffers = Math.floor((options.writeBufferBytes ?? 16 * 1024 * 1024) / PART_BYTES);
-    this.#buffersLeft = Math.max(1, Math.min(buffers, Math.floor((index?.slotCount ?? 0) / 8)));
+    this.#ringParts = Math.max(1, Math.min(buffers, Math.floor((index?.slotCount ?? 0) / 8)));
+    this.#ring = Buffer.allocUnsafeSlow(this.#ringParts * PART_BYTES);
+    this.#ringSlots = new Uint32Array(this.#ringParts);
     this.#savedAtMs = options.clock.monotonicMs();
     this.#scratchBlocks = Array.from({ length: SUB_BLOCKS }, (_, sub) =>
       this.#scratch.subarray(sub * SUB_BLOCK_BYTES, (sub + 1) * SUB_BLOCK_BYTES),
@@ -189,22 +199,20 @@ export class BlockCache {
     const owner = index.getOwner(object, true);
     if (owner === undefined) return false;
     if (index.find(owner, object.epoch, object.sequence, part) !== NO_SLOT) return true;
-    const buffer = this.#takeBuffer();
-    if (buffer === undefined) return this.#refuse();
+    if (this.#ringUsed === this.#ringParts) return this.#refuse();
     const slot = index.insert(owner, object.epoch, object.sequence, part, bytes.length);
-    if (slot === NO_SLOT) {
-      this.#buffers.push(buffer);
-      return this.#refuse();
-    }
-    bytes.copy(buffer);
+    if (slot === NO_SLOT) return this.#refuse();
+    const place = (this.#ringHead + this.#ringUsed) % this.#ringParts;
+    this.#ringUsed += 1;
+    this.#ringSlots[place] = slot;
+    bytes.copy(this.#ring, place * PART_BYTES);
     const seed = index.seed(slot);
     for (let sub = 0; sub * SUB_BLOCK_BYTES < bytes.length; sub += 1) {
       const end = Math.min(bytes.length, (sub + 1) * SUB_BLOCK_BYTES);
       const checksum = crc32(bytes.subarray(sub * SUB_BLOCK_BYTES, end), subSeed(seed, sub));
       index.checksums[slot * SUB_BLOCKS + sub] = checksum;
     }
-    this.#pending.set(slot, buffer);
-    this.#writeQueue.push(slot);
+    this.#pending.set(slot, place);
     this.#counts.inserts += 1;
     this.#unsavedParts += 1;
     this.#writing ??= this.#writeBehind();
@@ -238,7 +246,7 @@ export class BlockCache {
 
   /** Undefined where insert() has a buffer at the moment, and where the cache is off; else resolves at the next one's return. */
   room(): Promise<void> | undefined {
-    if (!this.#on || this.#buffers.length > 0 || this.#buffersLeft > 0) return undefined;
+    if (!this.#on || this.#ringUsed < this.#ringParts) return undefined;
     return new Promise((resolve) => this.#roomWaiters.push(resolve));
   }
 
@@ -357,9 +365,10 @@ export class BlockCache {
   }
 
   #copyPending(slot: number, within: number, target: Buffer): boolean {
-    const buffer = this.#pending.get(slot);
-    assert(buffer !== undefined, "a busy slot has a buffer");
-    buffer.copy(target, 0, within, within + target.length);
+    const place = this.#pending.get(slot);
+    assert(place !== undefined, "a busy slot has a place in the ring");
+    const start = place * PART_BYTES + within;
+    this.#ring.copy(target, 0, start, start + target.length);
     return true;
   }
 
@@ -416,45 +425,50 @@ export class BlockCache {
     this.#log.error("the block cache is off until the server restarts: its disk fails", { error: describe(error) });
   }
 
-  #takeBuffer(): Buffer | undefined {
-    const buffer = this.#buffers.pop();
-    if (buffer !== undefined) return buffer;
-    if (this.#buffersLeft === 0) return undefined;
-    this.#buffersLeft -= 1;
-    return Buffer.allocUnsafeSlow(PART_BYTES);
-  }
-
   async #writeBehind(): Promise<void> {
-    for (let next = 0; next < this.#writeQueue.length; next += 1) {
-      const slot = this.#writeQueue[next];
-      await this.#writeSlot(slot);
-      if (next === 1023) next -= this.#writeQueue.splice(0, 1024).length;
-    }
-    this.#writeQueue.length = 0;
+    while (this.#ringUsed > 0) await this.#writeRun(this.#runLength());
     this.#writing = undefined;
     this.#saveWhenDue();
   }
 
-  async #writeSlot(slot: number): Promise<void> {
-    const buffer = this.#pending.get(slot);
+  /** How many parts from the head of the ring are neighbours on the disk too. */
+  #runLength(): number {
+    const limit = Math.min(this.#ringUsed, MAX_RUN_PARTS, this.#ringParts - this.#ringHead);
+    let count = 1;
+    while (count < limit) {
+      const last = this.#ringSlots[this.#ringHead + count - 1];
+      if (this.#ringSlots[this.#ringHead + count] !== last + 1 || this.#index?.length(last) !== PART_BYTES) break;
+      count += 1;
+    }
+    return count;
+  }
+
+  async #writeRun(count: number): Promise<void> {
     const index = this.#index;
-    assert(buffer !== undefined && index !== undefined && this.#file !== undefined, "a queued slot has a buffer");
+    assert(index !== undefined && this.#file !== undefined, "what is in the ring has a file");
+    const slots = this.#ringSlots.slice(this.#ringHead, this.#ringHead + count);
+    const start = this.#ringHead * PART_BYTES;
     let failure: unknown;
     try {
-      const length = index.length(slot);
-      if (this.#on && index.isLive(slot)) await this.#file.write(buffer.subarray(0, length), slot * PART_BYTES);
+      const lengthBytes = (count - 1) * PART_BYTES + index.length(slots[count - 1]);
+      if (this.#on && slots.some((slot) => index.isLive(slot))) {
+        await this.#file.write(this.#ring.subarray(start, start + lengthBytes), slots[0] * PART_BYTES);
+      }
     } catch (error) {
       failure = error;
     }
-    this.#pending.delete(slot);
-    this.#buffers.push(buffer);
-    index.setIdle(slot);
+    this.#ringHead = (this.#ringHead + count) % this.#ringParts;
+    this.#ringUsed -= count;
+    for (const slot of slots) {
+      this.#pending.delete(slot);
+      index.setIdle(slot);
+      if (failure !== undefined) index.retire(slot);
+    }
+    if (failure !== undefined) this.#writeFailed(index, failure);
     for (const wake of this.#roomWaiters.splice(0)) wake();
-    if (failure !== undefined) this.#writeFailed(index, slot, failure);
   }
 
-  #writeFailed(index: CacheIndex, slot: number, error: unknown): void {
-    index.retire(slot);
+  #writeFailed(index: CacheIndex, error: unknown): void {
     this.#failedWrites += 1;
     if (!isKind(error, "exhausted")) {
       this.#diskFailed(error);

@@ -48,6 +48,8 @@ export interface SegmentReaderStats {
 const MAX_GAP_PARTS = 4;
 const MAX_GET_PARTS = 32;
 const ADMIT_STEP_PARTS = 16;
+/** So long an uploaded object may keep memory from the next upload; a disk takes the largest in half the time. */
+const MAX_HELD_MS = 250;
 
 /** A part on its way. */
 interface Flight {
@@ -144,15 +146,16 @@ export class SegmentReader {
   /**
    * Puts an object that was just uploaded into the cache, a MiB at a time and as fast as the cache's disk takes it; it
    * is read from `body`, which is borrowed until the promise resolves, meanwhile. Where `isWanted` says that its memory
-   * is needed, what the disk has not taken is left out.
+   * is needed, what the disk has not taken after a quarter of a second is left out.
    */
   async admit(object: StoredObject, body: Buffer, isWanted: () => boolean): Promise<void> {
     if (this.#cache.stats().state === "off") return;
     this.#admitted.set(object.key, body);
+    const startedMs = this.#clock.monotonicMs();
     try {
       for (let part = 0; part * PART_BYTES < body.length; part += 1) {
         for (let room = this.#cache.room(); room !== undefined; room = this.#cache.room()) {
-          if (isWanted()) return;
+          if (isWanted() && this.#clock.monotonicMs() - startedMs > MAX_HELD_MS) return;
           await room;
         }
         if (!this.#cache.insert(object, part, partOf(body, part))) return;

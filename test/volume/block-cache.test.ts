@@ -445,13 +445,35 @@ test("disk errors are misses, and too many of them turn the cache off for good",
   disk.setFault(undefined);
   assert.ok(verify(cache, segment(1), 2));
   disk.setFault(failOn("write"));
-  for (let part = 30; part < 36; part += 1) await put(cache, segment(1), part);
-  await cache.settled();
+  for (let part = 30; part < 36; part += 1) {
+    await put(cache, segment(1), part);
+    await cache.settled();
+  }
   assert.equal(cache.stats().state, "off");
   disk.setFault(undefined);
   assert.equal(verify(cache, segment(1), 2), false);
   assert.equal(cache.insert(segment(1), 2, content(segment(1), 2)), false);
   await cache.close();
+});
+
+test("neighbours are written together, and one write that fails takes no more than its own parts along", async () => {
+  const disk = new MemoryDisk();
+  const cache = await openCache(disk, { capacityBytes: 32 * MIB });
+  let writes = 0;
+  disk.setFault(({ operation }) => {
+    if (operation === "write") writes += 1;
+  });
+  for (let part = 0; part < 20; part += 1) cache.insert(segment(1), part, content(segment(1), part));
+  await cache.settled();
+  assert.ok(writes <= 3, `${writes} writes for 20 parts`);
+  for (let part = 0; part < 20; part += 1) assert.ok(verify(cache, segment(1), part), `part ${part}`);
+  disk.setFault(failOn("write"));
+  for (let part = 30; part < 40; part += 1) cache.insert(segment(1), part, content(segment(1), part));
+  await cache.settled();
+  disk.setFault(undefined);
+  assert.equal(cache.stats().state, "on");
+  for (let part = 30; part < 40; part += 1) assert.equal(verify(cache, segment(1), part), false);
+  for (let part = 0; part < 20; part += 1) assert.ok(verify(cache, segment(1), part), `part ${part}`);
 });
 
 test("a failed save of the index is no error and the next one works", async () => {

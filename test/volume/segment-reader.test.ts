@@ -42,6 +42,7 @@ class CountingStore extends MemoryStore {
 }
 
 interface Bench {
+  clock: StillClock;
   store: CountingStore;
   cache: BlockCache;
   reader: SegmentReader;
@@ -65,7 +66,7 @@ async function bench(options: { sizeBytes?: number; cached?: boolean; budgetByte
   const object = named(1);
   const body = new SeededRandom(1).bytes(options.sizeBytes ?? 4 * MIB);
   await store.putIfAbsent(object.key, [body]);
-  return { store, cache, reader, budget, disk, abort, object, body };
+  return { clock, store, cache, reader, budget, disk, abort, object, body };
 }
 
 function named(sequence: number): StoredObject {
@@ -311,7 +312,11 @@ test("uploads larger than the write buffers are admitted whole, and read from me
 
 test("where memory is needed for uploads, what the disk of the cache has not taken is left out", async () => {
   const at = await bench({ sizeBytes: 20 * MIB });
-  await at.reader.admit(at.object, at.body, () => true);
+  const isWanted = (): boolean => {
+    at.clock.ms += 1000;
+    return true;
+  };
+  await at.reader.admit(at.object, at.body, isWanted);
   await at.cache.settled();
   await check(at, 0, MIB);
   assert.deepEqual(at.store.gets, []);
