@@ -144,10 +144,10 @@ export const flags = {
   },
   uploadMemory: {
     type: "size",
-    default: "96MiB",
+    default: "160MiB",
     min: 64 * 1024 ** 2,
     commands: ["server"],
-    description: "memory for uploads in flight of all open volumes",
+    description: "memory for uploads in flight of all open volumes and, while they leave it, for blocks read often",
   },
   maxVolumes: {
     type: "number",

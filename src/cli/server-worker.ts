@@ -65,8 +65,8 @@ const libc = await loadLibc();
 const journals = await state.directory("journal");
 const pool = new SlabPool();
 metrics.setCache(() => {
-  const { cacheHits, cacheMisses } = engine.stats();
-  return { hits: cacheHits, misses: cacheMisses };
+  const { memoryHits, cacheHits, cacheMisses } = engine.stats();
+  return { memoryHits, diskHits: cacheHits, misses: cacheMisses };
 });
 metrics.addGauge("s3block_store_away", "Threads for which a store does not answer.", () => stores.state().away);
 metrics.addGauge(

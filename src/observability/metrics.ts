@@ -23,7 +23,8 @@ export interface VolumeGauges {
 
 /** What a cache counts since it was opened. */
 export interface CacheCounters {
-  hits: number;
+  memoryHits: number;
+  diskHits: number;
   misses: number;
 }
 
@@ -233,10 +234,11 @@ export class Metrics {
       counters === undefined
         ? []
         : [
-            { labels: { result: "hit" }, value: counters.hits },
+            { labels: { result: "memory" }, value: counters.memoryHits },
+            { labels: { result: "disk" }, value: counters.diskHits },
             { labels: { result: "miss" }, value: counters.misses },
           ];
-    const help = "Reads that the block cache answered (hit) or the object store had to (miss).";
+    const help = "Reads that the block cache answered from memory or disk, or the object store had to (miss).";
     return { name: "s3block_cache_reads_total", help, type: "counter", aggregator: "sum", values };
   }
 

@@ -24,6 +24,7 @@ import { EXTENT_DATA, type JournalRecord } from "./format/journal-record.ts";
 import { decodeMapPage, mapPageSeed } from "./format/map-page.ts";
 import { MAX_SEGMENT_BYTES } from "./generation.ts";
 import { BLOCK_BYTES, type Epoch, type VolumeId, type VolumeUid } from "./identity.ts";
+import { HotBlocks } from "./hot-blocks.ts";
 import { Journal } from "./journal.ts";
 import { mapKey, type VolumeRef } from "./keys.ts";
 import { MapShard } from "./map-shard.ts";
@@ -48,7 +49,7 @@ export interface EngineOptions {
   cacheSizeBytes: number;
   /** Memory for loaded parts of the maps. */
   mapBudgetBytes: number;
-  /** Memory for segments on their way to S3. */
+  /** Memory for segments on their way to S3 and, while they leave it, for blocks that are read often. */
   uploadBudgetBytes: number;
   /** Memory for what is on its way from S3. */
   readBudgetBytes: number;
@@ -71,6 +72,8 @@ export interface EngineOpenOptions extends VolumeOpenOptions {
 }
 
 export interface EngineStats {
+  /** Reads answered from memory, by the cache's file, and by neither. */
+  memoryHits: number;
   cacheHits: number;
   cacheMisses: number;
   cacheBytes: number;
@@ -93,6 +96,7 @@ export class Engine {
   readonly #cache: BlockCache;
   readonly #mapBudget: MapBudget;
   readonly #uploadBudget: UploadBudget;
+  readonly #hot: HotBlocks;
   readonly #readBudget: ReadBudget;
   readonly #open = new Set<VolumeId>();
 
@@ -107,6 +111,7 @@ export class Engine {
     this.#cache = cache;
     this.#mapBudget = new MapBudget(options.mapBudgetBytes);
     this.#uploadBudget = new UploadBudget(options.uploadBudgetBytes, MAX_SEGMENT_BYTES);
+    this.#hot = new HotBlocks(this.#uploadBudget);
     this.#readBudget = new ReadBudget(options.readBudgetBytes);
   }
 
@@ -131,6 +136,7 @@ export class Engine {
   stats(): EngineStats {
     const cache = this.#cache.stats();
     return {
+      memoryHits: this.#hot.hits,
       cacheHits: cache.hits,
       cacheMisses: cache.misses,
       cacheBytes: cache.parts * 65_536,
@@ -242,7 +248,15 @@ export class Engine {
       map,
       writer,
       checkpointer: new Checkpointer({ ...shared, sizeBytes: meta.sizeBytes, failed }, replayedSegments),
-      readPath: new ReadPath({ uid: meta.uid, overlay, journal, map, reader, sizeBytes: meta.sizeBytes }),
+      readPath: new ReadPath({
+        uid: meta.uid,
+        overlay,
+        journal,
+        map,
+        reader,
+        hot: this.#hot,
+        sizeBytes: meta.sizeBytes,
+      }),
       admission,
       abort,
       released: () => this.#open.delete(meta.id),

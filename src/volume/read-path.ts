@@ -1,5 +1,5 @@
 /**
- * Reading blocks: overlay (the journal holds the newest version) → map → block cache → S3. Everything that is at hand
+ * Reading blocks: overlay (the journal holds the newest version) → map → hot blocks → block cache → S3. Everything that is at hand
  * is copied at once on the calling thread, without a promise; only what must be fetched is waited for.
  *
  * Every block served was verified by the checksum of its frame, which is bound to block number and place. A frame that
@@ -18,6 +18,7 @@ import {
 } from "./format/frame.ts";
 import { ENCODED_FLAG, SHARD_BLOCKS } from "./format/map-page.ts";
 import { BLOCK_BYTES, type VolumeUid } from "./identity.ts";
+import type { HotBlocks } from "./hot-blocks.ts";
 import type { Journal } from "./journal.ts";
 import type { MapShard } from "./map-shard.ts";
 import { Readahead } from "./readahead.ts";
@@ -38,6 +39,7 @@ export interface ReadPathOptions {
   journal: Journal;
   map: BlockMap;
   reader: SegmentReader;
+  hot: HotBlocks;
   sizeBytes: number;
 }
 
@@ -47,6 +49,7 @@ export class ReadPath {
   readonly #journal: Journal;
   readonly #map: BlockMap;
   readonly #reader: SegmentReader;
+  readonly #hot: HotBlocks;
   readonly #readahead: Readahead;
 
   constructor(options: ReadPathOptions) {
@@ -55,6 +58,7 @@ export class ReadPath {
     this.#journal = options.journal;
     this.#map = options.map;
     this.#reader = options.reader;
+    this.#hot = options.hot;
     this.#readahead = new Readahead(options.sizeBytes);
   }
 
@@ -182,7 +186,9 @@ export class ReadPath {
       return Promise.reject(new OperationError("corrupt", message, { context: { lba } }));
     }
     const segment = this.#segmentOf(shard, (word0 >>> 16) - 1);
-    const offset = (word1 & OFFSET_MASK) * FRAME_ALIGN_BYTES;
+    const unit = word1 & OFFSET_MASK;
+    if (blocks === 1 && this.#hot.read(segment.number, unit, target, at)) return undefined;
+    const offset = unit * FRAME_ALIGN_BYTES;
     for (let done = 0; done < blocks;) {
       const count = blocks - done < BATCH_FRAMES ? blocks - done : BATCH_FRAMES;
       const frames = count === 1 ? oneFrame : scratch.subarray(0, count * RAW_FRAME_BYTES);
@@ -199,6 +205,7 @@ export class ReadPath {
       }
       done += count;
     }
+    if (blocks === 1) this.#hot.offer(segment.number, unit, target, at);
     return undefined;
   }
 
@@ -212,7 +219,10 @@ export class ReadPath {
   ): Promise<void> {
     const read = this.#reader.read(segment, offset, blocks * RAW_FRAME_BYTES);
     const frames = read instanceof Promise ? await read : read;
-    if (copyFrames(frames, segment.seed, lba, blocks, target, at)) return;
+    if (copyFrames(frames, segment.seed, lba, blocks, target, at)) {
+      if (blocks === 1) this.#hot.offer(segment.number, offset / FRAME_ALIGN_BYTES, target, at);
+      return;
+    }
     await this.#refetch(segment, offset, lba, blocks, target, at);
   }
 

@@ -113,7 +113,7 @@ export class BenchServer {
   async cacheReads(): Promise<{ hits: number; misses: number }> {
     const text = await this.#metrics();
     const reads = (result: string): number => sum(text, "s3block_cache_reads_total", `result="${result}"`);
-    return { hits: reads("hit"), misses: reads("miss") };
+    return { hits: reads("memory") + reads("disk"), misses: reads("miss") };
   }
 
   /** Resident memory now and the most there ever was, in MiB. */

@@ -67,7 +67,7 @@ test("what several threads counted is summed, and a closed volume goes", async (
     [one, 3],
     [two, 4],
   ] as const) {
-    metrics.setCache(() => ({ hits, misses: 1 }));
+    metrics.setCache(() => ({ memoryHits: 10 * hits, diskHits: hits, misses: 1 }));
     metrics.addGauge("s3block_open_volumes", "Open volumes.", () => 1);
     metrics.storeObserver.request({ kind: "get", outcome: "ok", seconds: 0.01, bytes: 10 });
   }
@@ -76,7 +76,8 @@ test("what several threads counted is summed, and a closed volume goes", async (
   await one.addProcessMetrics();
   two.removeVolume("vol-2");
   const text = await Metrics.expose([await one.snapshot(), await two.snapshot()]);
-  assert.equal(sampleOf(text, 's3block_cache_reads_total{result="hit"}'), "7");
+  assert.equal(sampleOf(text, 's3block_cache_reads_total{result="disk"}'), "7");
+  assert.equal(sampleOf(text, 's3block_cache_reads_total{result="memory"}'), "70");
   assert.equal(sampleOf(text, "s3block_open_volumes"), "2");
   assert.equal(sampleOf(text, 's3block_store_bytes_total{kind="get"}'), "20");
   assert.match(text, /vol-1/);
