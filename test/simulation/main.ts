@@ -7,12 +7,17 @@
  *   --without a,b   faults that stay off          --skip 3,7-9   actions left out (both: what a shrunk trace prints)
  *   --trace L       lines of the trace of a failure (60)
  *   --no-shrink     shows a failure as it came     --hashes   prints the checksum of every world's trace
+ *
+ * It says twice a minute how far it is. Ctrl-C (or SIGTERM) begins no further world, and prints the total and the seed
+ * to go on with; a second one ends at once.
  */
 import { parseArgs } from "node:util";
 import { Tally } from "./tally.ts";
 import { type Job, runJobs, SeedThread } from "./seed-pool.ts";
 import type { Result, RunOptions } from "./run-seed.ts";
 import { parseRanges, replayCommand, shrink } from "./shrink.ts";
+
+const PROGRESS_MS = 30_000;
 
 const { values } = parseArgs({
   allowNegative: true,
@@ -40,23 +45,27 @@ const options: RunOptions = {
   skip: parseRanges(values.skip),
 };
 const tally = new Tally();
+const interrupted = new AbortController();
+for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => interrupted.abort());
+const first = Number(values.seed);
+let next = first;
 
 function* jobs(): Generator<Job> {
-  const first = Number(values.seed);
-  for (let seed = first; seed < first + Number(values.runs); seed += 1) {
-    if (tally.crashes >= Number(values.crashes)) return;
-    yield { seed, options };
+  while (next < first + Number(values.runs) && tally.crashes < Number(values.crashes)) {
+    if (interrupted.signal.aborted) return;
+    yield { seed: next++, options };
   }
 }
 
 async function showFailure(failed: Result): Promise<void> {
   say(`\nseed ${failed.seed} failed: ${failed.error}`);
-  if (values.shrink) {
+  if (values.shrink && !failed.hangs && !interrupted.signal.aborted) {
     const thread = new SeedThread();
     const small = await shrink(failed, options, (candidate) => thread.run({ seed: failed.seed, options: candidate }));
+    const shown = await thread.run({ seed: failed.seed, options: small.options }, true);
     await thread.end();
-    say(`shrunk by ${small.trials} runs: ${small.result.error}`);
-    for (const line of small.result.trace.slice(-Number(values.trace))) say(`    ${line}`);
+    say(`shrunk by ${small.trials} runs: ${shown.error}`);
+    for (const line of shown.trace.slice(-Number(values.trace))) say(`    ${line}`);
     say(replayCommand(failed.seed, small.options));
   } else {
     for (const line of failed.trace.slice(-Number(values.trace))) say(`    ${line}`);
@@ -64,14 +73,18 @@ async function showFailure(failed: Result): Promise<void> {
   }
 }
 
+let saidMs = performance.now();
 await runJobs(jobs(), Number(values.jobs), (result) => {
   tally.add(result);
   if (values.hashes)
     say(`seed ${result.seed}: trace ${result.traceHash}, ${result.traceLines} lines, ${result.events} events`);
-  if (!result.ok && !values.shrink) say(`seed ${result.seed} failed: ${result.error?.split("\n")[0]}`);
-  if (tally.worlds % 100 === 0) say(tally.line());
+  if (!result.ok) say(`seed ${result.seed} failed: ${result.error?.split("\n")[0]}`);
+  if (performance.now() - saidMs < PROGRESS_MS) return;
+  saidMs = performance.now();
+  say(`seeds from ${first}: ${tally.line()}`);
 });
 for (const failed of tally.failures.slice(0, 3)) await showFailure(failed);
 for (const line of tally.table()) say(line);
-say(tally.line());
+say(`seeds ${first} to ${next - 1}: ${tally.line()}`);
+if (interrupted.signal.aborted) say(`to go on: --seed ${next}`);
 process.exitCode = tally.failures.length > 0 ? 1 : 0;

@@ -32,6 +32,8 @@ export interface Result {
   steps: number;
   events: number;
   coverage: [string, number][];
+  /** It had to be ended from outside: nothing is known of it but its seed. */
+  hangs: boolean;
 }
 
 const DEFAULT_STEPS = 300;
@@ -70,7 +72,14 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<R
     steps: options.steps ?? DEFAULT_STEPS,
     events: world.events,
     coverage: [...world.coverage.counts],
+    hangs: false,
   };
+}
+
+/** Of a world of which nothing is known but that it failed. */
+export function failedResult(seed: number, options: RunOptions, error: string): Result {
+  const counts = { traceHash: 0, traceLines: 0, crashes: 0, steps: options.steps ?? DEFAULT_STEPS, events: 0 };
+  return { seed, ok: false, error, trace: [], ...counts, coverage: [], hangs: false };
 }
 
 async function live(world: World, options: RunOptions): Promise<void> {
