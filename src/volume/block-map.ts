@@ -3,7 +3,8 @@
  * where the page of each one stands. What the map says is always in S3: only durable segments are applied to it.
  *
  * Memory: loaded shards count against a budget that all volumes of the thread share; clean ones that were not used for
- * long are dropped. Dirty ones stay until a checkpoint has written them: needsCheckpoint() asks for one in time.
+ * long are dropped. Dirty ones stay until a checkpoint has written them: needsCheckpoint() asks for one in time. One
+ * that somebody waits for stays until it was used, whatever the budget says.
  */
 import { assert } from "../base/assert.ts";
 import type { CheckpointShards, DecodedCheckpoint } from "./format/checkpoint.ts";
@@ -44,6 +45,8 @@ export class BlockMap {
   readonly #shards = new Map<number, MapShard>();
   readonly #accounted = new Map<number, number>();
   readonly #loading = new Map<number, Promise<MapShard>>();
+  /** Shards that are waited for, and by how many. */
+  readonly #awaited = new Map<number, number>();
   /** Objects that hold pages; rows that nothing points to any more are dropped when a checkpoint is made. */
   #objects = new ObjectReferences();
   /** Per shard: row of #objects plus one (0 = no page), offset and length of the page. */
@@ -107,6 +110,24 @@ export class BlockMap {
       .finally(() => this.#loading.delete(index));
     this.#loading.set(index, load);
     return load;
+  }
+
+  /**
+   * Loads the shard, calls `use` with it and answers what that does. The shard is not dropped before `use` has returned:
+   * two who wait for one shard each, where there is room for one, would else load them in turn for ever, and where the
+   * pages come from memory nothing else of the thread would run.
+   */
+  async whileLoaded<T>(index: number, use: (shard: MapShard) => T): Promise<T> {
+    this.#awaited.set(index, (this.#awaited.get(index) ?? 0) + 1);
+    try {
+      await this.load(index);
+      // Not what load() answered: the map may have been closed, or the shard replaced, while its page was on its way.
+      return use(this.getLoaded(index) ?? (await this.load(index)));
+    } finally {
+      const others = this.#awaited.get(index)! - 1;
+      if (others > 0) this.#awaited.set(index, others);
+      else this.#awaited.delete(index);
+    }
   }
 
   /** Makes the whole shard a hole without reading its page. */
@@ -228,7 +249,7 @@ export class BlockMap {
     const clean: MapShard[] = [];
     for (const shard of this.#shards.values()) {
       if (shard.dirty) dirtyBytes += this.#accounted.get(shard.index) ?? 0;
-      else if (shard.index !== keep && !shard.writing) clean.push(shard);
+      else if (shard.index !== keep && !shard.writing && !this.#awaited.has(shard.index)) clean.push(shard);
     }
     this.#dirtyBytes = dirtyBytes;
     clean.sort((left, right) => left.lastUsed - right.lastUsed);

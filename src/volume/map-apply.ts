@@ -44,17 +44,12 @@ export async function applyExtents(
           if (shard !== undefined) map.account(shard);
           shard = undefined;
         }
-        // Taken from the map anew each time: after a pause the shard may have been dropped and loaded again, also
-        // between the end of its loading and this line, by another one that came at the same moment.
+        // Taken from the map anew each time: after a pause the shard may have been dropped and loaded again.
         shard = map.getLoaded(shardIndex);
-        while (shard === undefined) {
-          await map.load(shardIndex);
-          shard = map.getLoaded(shardIndex);
-        }
-        if (kind === EXTENT_ZERO) shard.set(block, count, 0, 0);
+        if (shard !== undefined) place(shard, block, count, kind === EXTENT_ZERO ? 0 : word0Low, word1, source);
         else {
-          const sourceIndex = shard.sourceIndex(0, source.epoch, source.sequence);
-          shard.set(block, count, (((sourceIndex + 1) << 16) | word0Low) >>> 0, word1);
+          const [low, high] = [kind === EXTENT_ZERO ? 0 : word0Low, word1];
+          shard = await map.whileLoaded(shardIndex, (loaded) => place(loaded, block, count, low, high, source));
         }
       }
       word1 = kind === EXTENT_ZERO ? 0 : advanceWord1(word0Low, word1, count);
@@ -63,4 +58,21 @@ export async function applyExtents(
     }
   }
   if (shard !== undefined) map.account(shard);
+}
+
+/** Maps `count` blocks from `block` to what the words say of `source`; to a hole where `word0Low` is 0. */
+function place(
+  shard: MapShard,
+  block: number,
+  count: number,
+  word0Low: number,
+  word1: number,
+  source: { epoch: number; sequence: number },
+): MapShard {
+  if (word0Low === 0) shard.set(block, count, 0, 0);
+  else {
+    const sourceIndex = shard.sourceIndex(0, source.epoch, source.sequence);
+    shard.set(block, count, (((sourceIndex + 1) << 16) | word0Low) >>> 0, word1);
+  }
+  return shard;
 }

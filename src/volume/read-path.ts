@@ -143,8 +143,7 @@ export class ReadPath {
 
   /** Looks at the overlay anew when the shard is there: what was dirty may be in the map by then, or the reverse. */
   async #loadThenRead(index: number, lba: number, blocks: number, target: Buffer, at: number): Promise<void> {
-    await this.#map.load(index);
-    await this.read(lba, blocks, target, at);
+    await this.#map.whileLoaded(index, () => this.read(lba, blocks, target, at));
   }
 
   #readShard(

@@ -23,3 +23,18 @@ test("a shard that is cleared while its page is on its way stays cleared", async
   shard?.locate(7, 1);
   assert.equal(shard?.foundWord0, 0);
 });
+
+test("two who wait for different shards, with room for one, both get theirs", async () => {
+  let loads = 0;
+  const map = new BlockMap(3 * SHARD_BLOCKS * BLOCK_BYTES, new MapBudget(1), async (index) => {
+    loads += 1;
+    return new MapShard(index);
+  });
+  for (const shard of [0, 1, 2])
+    map.setPage(shard, { lineage: 0, epoch: 1, number: 1, offset: 64 * shard, length: 64 });
+  const seen = await Promise.all([0, 1].map((index) => map.whileLoaded(index, (shard) => shard.index)));
+  assert.deepEqual(seen, [0, 1]);
+  assert.equal(loads, 2, "neither had to be loaded again");
+  await map.load(2);
+  assert.deepEqual([map.getLoaded(0), map.getLoaded(1)], [undefined, undefined], "nobody waits for them any more");
+});

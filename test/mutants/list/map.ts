@@ -26,16 +26,27 @@ export const mapMutants: readonly Mutant[] = [
   {
     name: "dirty-shards-evicted",
     file: "src/volume/block-map.ts",
-    find: "else if (shard.index !== keep && !shard.writing) clean.push(shard);",
-    replace: "if (shard.index !== keep && !shard.writing) clean.push(shard);",
+    find: "if (shard.dirty) dirtyBytes += this.#accounted.get(shard.index) ?? 0;\n      else if",
+    replace: "if",
     why: "a changed part of the map is dropped from memory before a checkpoint has it: older data is read",
   },
   {
     name: "shards-being-written-evicted",
     file: "src/volume/block-map.ts",
-    find: "else if (shard.index !== keep && !shard.writing) clean.push(shard);",
-    replace: "else if (shard.index !== keep) clean.push(shard);",
+    find: "shard.index !== keep && !shard.writing",
+    replace: "shard.index !== keep",
     why: "a part of the map is dropped while its page is on its way, and read back from the old page",
+  },
+  {
+    name: "awaited-shards-evicted",
+    file: "src/volume/block-map.ts",
+    find: " && !this.#awaited.has(shard.index)",
+    replace: "",
+    why: "reads of two parts of the map, with memory for one, load them in turn for ever and stop the whole process",
+    test: {
+      file: "test/volume/block-map.test.ts",
+      name: "two who wait for different shards, with room for one, both get theirs",
+    },
   },
   {
     name: "page-overwrites-newer-shard",
@@ -58,15 +69,15 @@ export const mapMutants: readonly Mutant[] = [
   {
     name: "shard-dropped-while-it-loads",
     file: "src/volume/map-apply.ts",
-    find: "        while (shard === undefined) {\n          await map.load(shardIndex);\n          shard = map.getLoaded(shardIndex);\n        }",
-    replace: "        shard ??= await map.load(shardIndex);",
+    find: "await map.whileLoaded(shardIndex, (loaded) => place(loaded, block, count, low, high, source));",
+    replace: "place(await map.load(shardIndex), block, count, low, high, source);",
     why: "a segment is applied to a part of the map that was dropped from memory at that moment: its writes are lost",
   },
   {
     name: "zeroes-not-applied",
     file: "src/volume/map-apply.ts",
-    find: "if (kind === EXTENT_ZERO) shard.set(block, count, 0, 0);",
-    replace: "if (kind === EXTENT_ZERO) word1 = 0;",
+    find: "if (word0Low === 0) shard.set(block, count, 0, 0);",
+    replace: "if (word0Low === 0) return shard;",
     why: "a trim of stored data has no effect once it is uploaded",
   },
   {
