@@ -47,7 +47,9 @@ export interface ErrorMessage {
 }
 
 export type WorkerMessage =
-  /** Once, before anything else: calls are taken from now on. */
+  /** Once, before anything else: it could begin. */
+  | { type: "loaded" }
+  /** Once, when it has begun: calls are taken from now on. */
   | { type: "ready" }
   | { type: "result"; id: number; result: unknown }
   | { type: "error"; id: number; error: ErrorMessage }

@@ -131,6 +131,7 @@ class WorkerClient {
         this.#connectionEnds.get(message.connection)?.(message.reason);
         this.#connectionEnds.delete(message.connection);
         return;
+      case "loaded":
       case "ready":
         return;
       case "volumeFailed": {

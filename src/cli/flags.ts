@@ -203,7 +203,7 @@ export const flags = {
   },
   nbdTimeoutSeconds: {
     type: "number",
-    default: 2,
+    default: 1,
     min: 1,
     max: 3600,
     commands: ["server"],
@@ -217,6 +217,13 @@ export const flags = {
     max: 30 * 86_400,
     commands: ["server"],
     description: "how long the kernel waits for a restarted server before I/O on its devices fails",
+  },
+  standby: {
+    type: "boolean",
+    default: false,
+    commands: ["server"],
+    description:
+      "keep a second process that waits with everything loaded and goes on when the serving one dies; for more memory",
   },
   shutdownSeconds: {
     type: "number",

@@ -6,11 +6,12 @@
  */
 import { enableCompileCache } from "node:module";
 import { join } from "node:path";
-import { describe, isKind, OperationError } from "../base/errors.ts";
+import { OperationError } from "../base/errors.ts";
+import { endWithError } from "./command-error.ts";
 import { helpText, parseArguments } from "./config.ts";
 import type { ParsedArguments } from "./config.ts";
 import { commandDescriptions } from "./flags.ts";
-import type { CommandName } from "./flags.ts";
+import type { CommandName, FlagValues } from "./flags.ts";
 import { programVersion } from "./version.ts";
 
 type Command = (parsed: ParsedArguments) => Promise<void>;
@@ -45,7 +46,7 @@ async function main(args: readonly string[]): Promise<void> {
   if (command !== "volume" && parsed.positional.length > 0) {
     throw new OperationError("invalid", `unexpected argument ${JSON.stringify(parsed.positional[0].slice(0, 64))}`);
   }
-  if (command === "server") await prepareServer(parsed.values.stateDir);
+  if (command === "server") await prepareServer(parsed.values, rest);
   const run = await commands[command]();
   await run(parsed);
 }
@@ -56,12 +57,17 @@ async function main(args: readonly string[]): Promise<void> {
  * without compiling it starts in about half the time (measured: 0.45 s of processor time instead of 0.85 s).
  * The pool's threads are shared by journals, caches and requests to the kernel; its default of four is so few that slow
  * calls of one volume could hold up all others.
- * The process may replace itself here to be protected; it has loaded next to nothing by then.
+ * With a standby this process is the supervisor from here on: it marks itself, which the processes it starts inherit.
+ * Else it may replace itself here to be protected; it has loaded next to nothing by then.
  */
-async function prepareServer(stateDir: string): Promise<void> {
-  process.env.NODE_COMPILE_CACHE ??= join(stateDir, "compiled");
+async function prepareServer(values: FlagValues, args: readonly string[]): Promise<void> {
+  process.env.NODE_COMPILE_CACHE ??= join(values.stateDir, "compiled");
   process.env.UV_THREADPOOL_SIZE ??= "16";
   enableCompileCache(process.env.NODE_COMPILE_CACHE);
+  if (values.standby) {
+    const { superviseServer } = await import("./supervise.ts");
+    await superviseServer(values, args);
+  }
   const { markProcess } = await import("./process-protection.ts");
   await markProcess();
 }
@@ -73,7 +79,5 @@ function write(text: string): void {
 try {
   await main(process.argv.slice(2));
 } catch (error) {
-  process.stderr.write(`s3block: ${describe(error)}\n`);
-  // Threads and sockets of a start that failed half way must not keep the process alive.
-  process.exit(isKind(error, "invalid") ? 2 : 1);
+  endWithError(error);
 }

@@ -41,7 +41,7 @@ export async function serveMetrics(
   ofThreads: () => Promise<readonly MetricsSnapshot[]> = async () => [],
 ): Promise<HttpServer | undefined> {
   if (values.metricsAddress === "") return undefined;
-  const { HttpServer } = await import("../observability/http.ts");
+  const { HttpServer } = await loadMetricsServer();
   await metrics.addProcessMetrics();
   const expose = async (): Promise<string> => {
     const [own, others] = await Promise.all([metrics.snapshot(), ofThreads()]);
@@ -61,6 +61,11 @@ export async function serveMetrics(
     log.warn(message, { operation: "start", address });
   }
   return server;
+}
+
+/** What serveMetrics loads. */
+export async function loadMetricsServer(): Promise<typeof import("../observability/http.ts")> {
+  return await import("../observability/http.ts");
 }
 
 /** Resolves at the first SIGTERM or SIGINT; a second one ends the process at once. */

@@ -18,10 +18,11 @@ import { Metrics, type MetricsSnapshot } from "../observability/metrics.ts";
 import type { StoreSettings } from "../store/open-store.ts";
 import type { FlagValues } from "./flags.ts";
 import type { listenAddresses } from "./listen-address.ts";
-import { serveMetrics } from "./process.ts";
+import { loadMetricsServer, serveMetrics } from "./process.ts";
 import type { ProcessContext } from "./process.ts";
 import { transmitElsewhere } from "./remote-transmission.ts";
 import { mustProbeOwnStore, Stores } from "./stores.ts";
+import type { Supervised } from "./supervision.ts";
 import type { TrustedStore } from "./trusted-store.ts";
 
 export interface ServerServicesParts extends ProcessContext {
@@ -33,6 +34,12 @@ export interface ServerServicesParts extends ProcessContext {
   registry: AttachmentRegistry;
   host: VolumeHost;
   trustedStore: TrustedStore;
+  supervised: Supervised | undefined;
+}
+
+/** Loads what opening the services would load. */
+export async function preloadServices(values: FlagValues): Promise<void> {
+  if (values.metricsAddress !== "") await Promise.all([loadMetricsServer(), Metrics.preload()]);
 }
 
 export class ServerServices {
@@ -47,7 +54,7 @@ export class ServerServices {
   /** Throws "invalid" where the settings of the store are wrong. */
   constructor(parts: ServerServicesParts) {
     this.#parts = parts;
-    const { values, settings, nodeId, log, redactor, registry, host } = parts;
+    const { values, settings, nodeId, log, redactor, registry, host, supervised } = parts;
     this.#stores = new Stores({
       settings,
       clock: systemClock,
@@ -58,6 +65,10 @@ export class ServerServices {
       limits: { deadlineMs: 20_000 },
     });
     const own = this.#stores.own();
+    if (supervised !== undefined) {
+      const help = "Times that another process has gone on where the serving one had ended.";
+      this.#metrics.addCounter("s3block_server_takeovers_total", help, () => supervised.takeovers());
+    }
     this.#control = new ControlServer({
       socketPath: values.controlSocket,
       dataPlane: registry,
@@ -73,12 +84,15 @@ export class ServerServices {
     });
   }
 
-  /** Resolves when the store is probed and clients are served; ends with an error where either cannot be. */
+  /**
+   * Resolves when the store is probed and clients are served; ends with an error where either cannot be. A standby goes
+   * on for a process that has probed the store, and does not ask again.
+   */
   async open(): Promise<void> {
     const { values, log, pool } = this.#parts;
     await this.#control.listen();
     this.#http = await serveMetrics(values, log, this.#metrics, () => metricsOfThreads(pool));
-    await this.#probe();
+    if (this.#parts.supervised?.role !== "standby") await this.#probe();
     await this.#serveClients();
   }
 

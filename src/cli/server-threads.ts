@@ -1,7 +1,10 @@
-/** Starts the threads that serve volumes, each with its share of memory and cache. */
-import { once } from "node:events";
-import { Worker } from "node:worker_threads";
+/**
+ * Starts the threads that serve volumes, each with its share of memory and cache. A thread loads everything first, and
+ * touches nothing that another process may own before it is told to begin.
+ */
+import { MessageChannel, Worker } from "node:worker_threads";
 import { WorkerPool } from "../attachment/worker-pool.ts";
+import type { WorkerMessage } from "../attachment/worker-messages.ts";
 import { describe, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { StoreSettings } from "../store/open-store.ts";
@@ -15,12 +18,14 @@ const readMemoryBytes = 64 * 1024 ** 2;
 /** Garbage of requests dies young: more room for it makes nothing faster, and took 20 to 40 MiB more of a busy thread. */
 const resourceLimits = { maxYoungGenerationSizeMb: 12 };
 
-export interface WorkersOptions {
+export interface ThreadsOptions {
   values: FlagValues;
   settings: StoreSettings;
   nodeId: string;
   log: Log;
   cores: number;
+  /** They have time before they begin, and load what else they would load in time. */
+  isStandby: boolean;
 }
 
 /** One fewer than there are cores, so that control is never starved; at least one, at most four. */
@@ -28,34 +33,62 @@ export function threadCount(asked: number, cores: number): number {
   return asked > 0 ? asked : Math.min(Math.max(cores - 1, 1), maxDefaultThreads);
 }
 
-/**
- * Starts the threads. Calls may be made at once and are answered once their thread has started; `ready` resolves when
- * all have, and rejects where one cannot. From then on, a thread that ends by itself ends the process.
- */
-export function startWorkers(options: WorkersOptions): { pool: WorkerPool; ready: Promise<void> } {
-  const { values, settings, nodeId, log } = options;
-  const threads = threadCount(values.threads, options.cores);
+export interface Threads {
+  /** Calls may be made at once, and are answered once their thread has begun. */
+  pool: WorkerPool;
+  /** Resolves when all threads could begin; rejects where one cannot be started. */
+  loaded: Promise<void>;
+  /**
+   * Has them begin, and resolves when all take calls; rejects where one cannot. From then on, a thread that ends by
+   * itself ends the process.
+   */
+  begin(): Promise<void>;
+}
+
+export function startThreads(options: ThreadsOptions): Threads {
+  const { log } = options;
+  const threads = Array.from({ length: threadCount(options.values.threads, options.cores) }, (_, thread) => thread);
+  const started = threads.map((thread) => startThread(options, thread, threads.length));
+  const workers = started.map(({ worker }) => worker);
+  const loaded = Promise.all(workers.map((worker) => untilSaid(worker, "loaded")));
+  const ready = Promise.all(workers.map((worker) => untilSaid(worker, "ready")));
+  for (const promise of [loaded, ready]) promise.catch(() => {});
+  return {
+    pool: new WorkerPool(workers),
+    loaded: loaded.then(() => {}),
+    begin: async () => {
+      for (const { begin } of started) begin();
+      await ready;
+      for (const [thread, worker] of workers.entries()) endWith(worker, thread, log);
+    },
+  };
+}
+
+function startThread(
+  { values, settings, nodeId, isStandby }: ThreadsOptions,
+  thread: number,
+  threads: number,
+): { worker: Worker; begin: () => void } {
   const share = (bytes: number): number => Math.floor(bytes / threads);
-  const workers = Array.from({ length: threads }, (_, thread) => {
-    const data: ServerWorkerData = {
-      thread,
-      nodeId,
-      settings,
-      logLevel: values.logLevel,
-      stateDir: values.stateDir,
-      uploadIntervalMs: values.uploadIntervalMs,
-      cacheSizeBytes: share(values.cacheSize),
-      journalSizeBytes: values.journalSize,
-      mapBudgetBytes: share(values.mapMemory),
-      uploadBudgetBytes: Math.max(share(values.uploadMemory), smallestUploadBytes),
-      readBudgetBytes: share(readMemoryBytes),
-    };
-    return new Worker(new URL("./server-worker.ts", import.meta.url), { workerData: data, resourceLimits });
-  });
-  const ready = Promise.all(workers.map(untilReady)).then(() => {
-    for (const [thread, worker] of workers.entries()) endWith(worker, thread, log);
-  });
-  return { pool: new WorkerPool(workers), ready };
+  const { port1, port2 } = new MessageChannel();
+  const data: ServerWorkerData = {
+    begin: port2,
+    isStandby,
+    thread,
+    nodeId,
+    settings,
+    logLevel: values.logLevel,
+    stateDir: values.stateDir,
+    uploadIntervalMs: values.uploadIntervalMs,
+    cacheSizeBytes: share(values.cacheSize),
+    journalSizeBytes: values.journalSize,
+    mapBudgetBytes: share(values.mapMemory),
+    uploadBudgetBytes: Math.max(share(values.uploadMemory), smallestUploadBytes),
+    readBudgetBytes: share(readMemoryBytes),
+  };
+  const program = new URL("./server-worker.ts", import.meta.url);
+  const worker = new Worker(program, { workerData: data, transferList: [port2], resourceLimits });
+  return { worker, begin: () => port1.postMessage("begin") };
 }
 
 function endWith(worker: Worker, thread: number, log: Log): void {
@@ -67,11 +100,15 @@ function endWith(worker: Worker, thread: number, log: Log): void {
   worker.on("exit", () => process.exit(70));
 }
 
-/** The first message of a thread is that it takes calls. */
-async function untilReady(worker: Worker): Promise<void> {
-  try {
-    await once(worker, "message");
-  } catch (cause) {
-    throw new OperationError("unavailable", `a thread could not be started: ${describe(cause)}`, { cause });
-  }
+/** Rejects where the thread ends without. */
+function untilSaid(worker: Worker, type: "loaded" | "ready"): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const fail = (cause: unknown): void =>
+      reject(new OperationError("unavailable", `a thread could not be started: ${describe(cause)}`, { cause }));
+    worker.once("error", fail);
+    worker.once("exit", (code) => fail(new Error(`it ended with code ${code}`)));
+    worker.on("message", (message: WorkerMessage) => {
+      if (message.type === type) resolve();
+    });
+  });
 }

@@ -3,9 +3,11 @@
  * with plain data, spoken to by attachment/worker-messages.ts. A bug here ends the whole process (server.ts listens
  * for this thread's death), because its volumes cannot be told from it any more.
  */
+import { once } from "node:events";
 import { flushCompileCache } from "node:module";
 import { join } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
+import type { MessagePort } from "node:worker_threads";
 import { assert } from "../base/assert.ts";
 import { systemClock } from "../base/system-clock.ts";
 import { openSystemDisk } from "../base/system-disk.ts";
@@ -20,6 +22,7 @@ import { SlabPool } from "../nbd/slab-pool.ts";
 import { connectionOfFd } from "../nbd/socket-connection.ts";
 import { Transmission } from "../nbd/transmission.ts";
 import { Metrics } from "../observability/metrics.ts";
+import { preloadStore } from "../store/open-store.ts";
 import type { StoreSettings } from "../store/open-store.ts";
 import { Engine } from "../volume/engine.ts";
 import { openHostedVolume } from "./hosted-volumes.ts";
@@ -29,6 +32,10 @@ import { Stores } from "./stores.ts";
 
 /** What a thread is started with. Sizes are this thread's share. */
 export interface ServerWorkerData extends Pick<FlagValues, "logLevel" | "uploadIntervalMs" | "stateDir"> {
+  /** Its first message: begin. */
+  begin: MessagePort;
+  /** It has time before it begins. */
+  isStandby: boolean;
   thread: number;
   nodeId: string;
   settings: StoreSettings;
@@ -40,12 +47,19 @@ export interface ServerWorkerData extends Pick<FlagValues, "logLevel" | "uploadI
 }
 
 const data = workerData as ServerWorkerData;
+assert(parentPort !== null, "the server's worker runs in a thread");
 const { log, redactor } = startLogging(data, { process: "server", nodeId: data.nodeId, thread: data.thread });
 const metrics = new Metrics();
 const clock = systemClock;
 const random = systemRandom;
 const observer = metrics.storeObserver;
 const stores = new Stores({ settings: data.settings, clock, random, log, redactor, observer });
+const libc = await loadLibc();
+if (data.isStandby) await preloadStore(data.settings);
+parentPort.postMessage({ type: "loaded" } satisfies WorkerMessage);
+await once(data.begin, "message");
+data.begin.close();
+
 const state = await openSystemDisk(data.stateDir);
 const engine = await Engine.start({
   clock,
@@ -61,7 +75,6 @@ const engine = await Engine.start({
   journalSizeBytes: data.journalSizeBytes,
   uploadIntervalMs: data.uploadIntervalMs,
 });
-const libc = await loadLibc();
 const journals = await state.directory("journal");
 const pool = new SlabPool();
 metrics.setCache(() => {
@@ -83,7 +96,6 @@ metrics.addGauge(
 metrics.addGauge("s3block_cache_used_bytes", "Disk space that cached data takes.", () => engine.stats().cacheBytes);
 metrics.addGauge("s3block_open_volumes", "Volumes that are open.", () => engine.stats().openVolumes);
 
-assert(parentPort !== null, "the server's worker runs in a thread");
 new VolumeWorker(
   {
     log,

@@ -145,13 +145,21 @@ export class Metrics {
 
   /** A gauge of the process, read when somebody scrapes. */
   addGauge(name: string, help: string, read: () => number): void {
-    this.#sources.push(() => ({
-      name,
-      help,
-      type: "gauge",
-      aggregator: "sum",
-      values: [{ labels: {}, value: read() }],
-    }));
+    this.#addValue("gauge", name, help, read);
+  }
+
+  /** A counter of the process that is kept elsewhere, read when somebody scrapes. */
+  addCounter(name: string, help: string, read: () => number): void {
+    this.#addValue("counter", name, help, read);
+  }
+
+  #addValue(type: "gauge" | "counter", name: string, help: string, read: () => number): void {
+    this.#sources.push(() => ({ name, help, type, aggregator: "sum", values: [{ labels: {}, value: read() }] }));
+  }
+
+  /** Loads the library that makes text. */
+  static async preload(): Promise<void> {
+    await import("prom-client");
   }
 
   /** Memory, processor time, event loop and garbage collection of this process: once, on the main thread. */

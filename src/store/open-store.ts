@@ -16,6 +16,7 @@ import { PROBE_PREFIX, probeStore } from "./probe.ts";
 import { RetryingStore, type RetryLimits } from "./retrying.ts";
 import type { S3Credentials } from "./s3-credentials.ts";
 import { S3Store, type S3StoreOptions } from "./s3.ts";
+import { loadS3Sdk } from "./s3-client.ts";
 import { parseEndpoint, parseStoreUrl } from "./store-url.ts";
 
 /** What a user says about a store. All but `url` concern S3 alone. */
@@ -47,6 +48,11 @@ export interface StoreParts {
 /** A ready store. Throws "invalid" where the settings are wrong; contacts nobody. */
 export function openStore(settings: StoreSettings, parts: StoreParts): RetryingStore {
   return decorate(openBareStore(settings, parts), parts);
+}
+
+/** Loads the code that a store of these settings would load with its first request. Contacts nobody. */
+export async function preloadStore(settings: StoreSettings): Promise<void> {
+  if (parseStoreUrl(settings.url).kind === "s3") await loadS3Sdk();
 }
 
 /**

@@ -1,9 +1,11 @@
 /**
  * One process of the driver in an end-to-end test: `node src/cli/main.ts <command> …`, started, killed and started again,
  * with what it logged over all its lives. It ends with the test that started it.
+ * A server with --standby is several processes, which live and die together here but for `killServing`.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { readdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 const mainPath = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
@@ -28,7 +30,11 @@ export class DriverProcess {
   readonly #environment: Readonly<Record<string, string>>;
   #child: ChildProcess | undefined;
   #ended: Promise<unknown> = Promise.resolve();
+  #launchedAt = 0;
+  /** Where the present life begins in `lines`. */
   #bornAt = 0;
+  /** Its last words may come after its death. */
+  #killedPid: number | undefined;
   #waiters: (() => void)[] = [];
 
   constructor(command: CommandName, flags: readonly string[], environment: Readonly<Record<string, string>> = {}) {
@@ -39,6 +45,12 @@ export class DriverProcess {
 
   get pid(): number | undefined {
     return this.#child?.pid;
+  }
+
+  /** Of the process that serves: the one that was started or, with --standby, a child of it. */
+  get servingPid(): number | undefined {
+    const line = this.lines.slice(this.#launchedAt).findLast(({ servingPid }) => servingPid !== undefined);
+    return line === undefined ? this.pid : Number(line["servingPid"]);
   }
 
   get isRunning(): boolean {
@@ -58,6 +70,7 @@ export class DriverProcess {
       stdio: ["ignore", "pipe", "pipe"],
     });
     this.#child = child;
+    this.#launchedAt = this.lines.length;
     this.#bornAt = this.lines.length;
     this.stderr = "";
     let rest = "";
@@ -73,8 +86,22 @@ export class DriverProcess {
 
   /** Ends the process by the signal; resolves once it has gone. Nothing where it has gone already. */
   async stop(signal: NodeJS.Signals): Promise<void> {
+    const family = signal === "SIGKILL" ? this.#children() : [];
     if (this.isRunning) this.#child?.kill(signal);
+    for (const pid of family) killIfThere(pid);
     await this.#ended;
+  }
+
+  /**
+   * The death of the process that serves, and of it alone: what is logged from now on is of a new life. With --standby
+   * another process goes on by itself.
+   */
+  killServing(): void {
+    const pid = this.servingPid;
+    if (pid === undefined) throw new Error(`no ${this.command} serves`);
+    process.kill(pid, "SIGKILL");
+    this.#killedPid = pid;
+    this.#bornAt = this.lines.length;
   }
 
   signal(signal: NodeJS.Signals): void {
@@ -98,6 +125,7 @@ export class DriverProcess {
     for (let from = bornAt; ;) {
       for (; from < this.lines.length; from += 1) {
         const line = this.lines[from];
+        if (line["pid"] !== undefined && line["pid"] === this.#killedPid) continue;
         if (line.message === message && matches(line)) return line;
       }
       if (!this.isRunning) throw new Error(`the ${this.command} ended without "${message}": ${this.tail()}`);
@@ -113,10 +141,32 @@ export class DriverProcess {
       .join("\n")}`;
   }
 
+  /** Processes that this one has started. */
+  #children(): number[] {
+    const processes = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
+    return processes.map(Number).filter((pid) => parentOf(pid) === this.pid);
+  }
+
   #wake(): void {
     const waiters = this.#waiters;
     this.#waiters = [];
     for (const resume of waiters) resume();
+  }
+}
+
+function parentOf(pid: number): number | undefined {
+  try {
+    return Number(/^PPid:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
+  } catch {
+    return undefined;
+  }
+}
+
+function killIfThere(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    // It has ended by itself: its parent is gone.
   }
 }
 

@@ -19,6 +19,7 @@ import {
   reviveServer,
   roundsOf,
   type Torture,
+  untilServed,
 } from "./laboratory.ts";
 import { LedgerProcess } from "./ledger-process.ts";
 
@@ -26,8 +27,8 @@ import { LedgerProcess } from "./ledger-process.ts";
 const quietMs = 1500;
 /** After so many rounds everything stops and is looked at. */
 const inspectionRounds = 50;
-/** One kill in so many is followed by another while the server starts. */
-const doubleKillEvery = 8;
+/** In so many rounds there is one each of the deaths that are not the serving process's alone. */
+const wayEvery = 10;
 
 interface User {
   claim: Claim;
@@ -35,31 +36,50 @@ interface User {
   load: VerifiedLoad;
 }
 
-/** The server alone dies. */
+/**
+ * The process that serves dies and its standby goes on; in other rounds another one dies at once after it, or all
+ * processes of the server, or its supervisor.
+ */
 export async function killServer(torture: Torture): Promise<void> {
-  await onCluster(torture, async (cluster, claims, round) => {
+  const { figures } = torture;
+  await onCluster(torture, ["--standby=true"], async (cluster, claims, round) => {
     const [node] = cluster.nodes;
-    const startMs = monotonicMs();
-    await node.server.stop("SIGKILL");
-    torture.figures.count("SIGKILLs of the server");
-    const isDouble = round % doubleKillEvery === 0;
-    if (isDouble) {
-      node.server.launch();
-      await pause(torture.random.fraction() * 2000);
-      await node.server.stop("SIGKILL");
-      torture.figures.count("SIGKILLs of the server");
-      torture.figures.count("of these while it started");
+    const { server } = node;
+    const startMs = Date.now();
+    const way = wayOf(round);
+    figures.count(`rounds: ${way}`);
+    if (way === "all processes of the server die") {
+      await server.stop("SIGKILL");
+      server.launch();
+    } else if (way === "the supervisor dies") {
+      server.signal("SIGKILL");
+      await server.end();
+      server.launch();
+    } else {
+      server.killServing();
     }
-    await reviveServer(node, claims);
-    const awayMs = monotonicMs() - startMs;
-    torture.figures.sample(isDouble ? "away over two kills (ms)" : "away (ms)", awayMs);
-    return { name: isDouble ? "stall over two kills (ms)" : "stall (ms)", awayMs };
+    if (way === "two die") {
+      await server.logged("a process serves");
+      await pause(torture.random.fraction() * 2000);
+      server.killServing();
+    }
+    const awayMs = (await untilServed(node, claims)) - startMs;
+    figures.sample(`away: ${way} (ms)`, awayMs);
+    return { name: `stall: ${way} (ms)`, awayMs };
   });
+}
+
+type Way = "the serving process dies" | "two die" | "all processes of the server die" | "the supervisor dies";
+
+function wayOf(round: number): Way {
+  if (round % wayEvery === 0) return "two die";
+  if (round % wayEvery === 3) return "all processes of the server die";
+  return round % wayEvery === 6 ? "the supervisor dies" : "the serving process dies";
 }
 
 /** Any of the three processes dies, or several, or all at once; controller and node service answer calls afterwards. */
 export async function killAny(torture: Torture): Promise<void> {
-  await onCluster(torture, async (cluster, claims) => {
+  await onCluster(torture, [], async (cluster, claims) => {
     const [node] = cluster.nodes;
     const processes: DriverProcess[] = [node.server, node.service, cluster.controller];
     const chosen = processes.filter(() => torture.random.below(2) === 0);
@@ -77,8 +97,8 @@ export async function killAny(torture: Torture): Promise<void> {
 /** The answer: under which name the stall counts, and how long no server was there, where that is known. */
 type Strike = (cluster: Cluster, claims: readonly Claim[], round: number) => Promise<{ name: string; awayMs?: number }>;
 
-async function onCluster(torture: Torture, strike: Strike): Promise<void> {
-  const cluster = await Cluster.start();
+async function onCluster(torture: Torture, serverFlags: readonly string[], strike: Strike): Promise<void> {
+  const cluster = await Cluster.start({ serverFlags });
   let users: User[] = [];
   try {
     const claims = (["ext4", "xfs"] as const).map((use) => new Claim(cluster, { name: `torture-${use}`, use }));
@@ -89,6 +109,7 @@ async function onCluster(torture: Torture, strike: Strike): Promise<void> {
     users = claims.map((claim, index) => putToWork(claim, ledgers[index]));
     for (const round of roundsOf(torture)) {
       await untilAllWrite(users);
+      if (serverFlags.length > 0) await cluster.nodes[0].server.logged("a standby is there");
       await pause(torture.random.fraction() * quietMs);
       await runRound(torture, { cluster, users, round, strike });
       if (round % 10 === 0) torture.say(`round ${round}`);
@@ -100,7 +121,10 @@ async function onCluster(torture: Torture, strike: Strike): Promise<void> {
       }
     }
     await rest(torture, users);
-    torture.figures.sample("memory of the server at the end (bytes)", await residentBytes(cluster.nodes[0].server.pid));
+    torture.figures.sample(
+      "memory of the server at the end (bytes)",
+      await residentBytes(cluster.nodes[0].server.servingPid),
+    );
     await inspect(users, complaints);
     await crashMachine(cluster, claims, { lost: claims });
     for (const { ledger } of users) await ledger.mustHold();

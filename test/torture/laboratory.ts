@@ -33,11 +33,19 @@ export function pause(ms: number): Promise<void> {
 }
 
 /** Starts the server and resolves once it serves all devices again. */
-export async function reviveServer({ server }: ClusterNode, claims: readonly Claim[]): Promise<void> {
-  server.launch();
+export async function reviveServer(node: ClusterNode, claims: readonly Claim[]): Promise<void> {
+  node.server.launch();
+  await untilServed(node, claims);
+}
+
+/** Resolves once a new life of the server serves all devices, with the time at which it said so (milliseconds of 1970). */
+export async function untilServed({ server }: ClusterNode, claims: readonly Claim[]): Promise<number> {
+  const times: number[] = [];
   for (const { volumeId } of claims) {
-    await server.logged("the kernel's connection is renewed", (line) => line["volumeId"] === volumeId);
+    const line = await server.logged("the kernel's connection is renewed", (each) => each["volumeId"] === volumeId);
+    times.push(Date.parse(String(line["time"])));
   }
+  return Math.max(...times);
 }
 
 export interface MachineCrash {
