@@ -14,6 +14,10 @@
  * Invariants: the record is written before the device is connected and removed after the volume was closed; a new
  * connection is served only after the one before has closed; a volume is never forgotten with data that could still
  * be uploaded.
+ *
+ * A resumed device gets its new connection before its volume is open. The kernel looks after a dead connection's requests
+ * at intervals (decision 0401): it sends them again at the first look that finds a new one, and they wait in the socket
+ * until the volume is served. Without that, a volume that opens just after a look would wait for the next.
  */
 import { assert } from "../base/assert.ts";
 import type { Clock } from "../base/clock.ts";
@@ -53,6 +57,8 @@ export class VolumeAttachment {
   #volume: ServedVolume | undefined;
   #connection: ServedConnection | undefined;
   #device: KernelDevice | undefined;
+  /** Our end of a connection that the kernel was given before the volume was open; undefined where it took none. */
+  #early: Promise<number | undefined> | undefined;
   /** The attach or recovery that is under way; never rejects. */
   #settled: Promise<void> = Promise.resolve();
   #renewing: Promise<void> | undefined;
@@ -92,6 +98,7 @@ export class VolumeAttachment {
    */
   recover(record: AttachmentRecord, device: KernelDevice | undefined): Promise<void> {
     this.#device = device;
+    if (device !== undefined) this.#early = this.#connectEarly(device);
     const running = this.#recover(record, device);
     this.#settled = running.catch(() => {});
     return running;
@@ -303,8 +310,7 @@ export class VolumeAttachment {
   async #serve(volume: ServedVolume): Promise<{ kernelFd: number; connection: ServedConnection }> {
     const { kernelFd, serverFd } = this.#parts.kernel.socketPair();
     try {
-      const connection = await volume.serve({ fd: serverFd, received: new Uint8Array(0), kernel: true });
-      return { kernelFd, connection };
+      return { kernelFd, connection: await serveKernel(volume, serverFd) };
     } catch (error) {
       this.#parts.kernel.closeFd(kernelFd);
       throw error;
@@ -346,21 +352,42 @@ export class VolumeAttachment {
     }
   }
 
+  /** Never rejects: where the kernel takes no connection now, it is given one when the volume is open. */
+  async #connectEarly(device: KernelDevice): Promise<number | undefined> {
+    const { kernel } = this.#parts;
+    const { kernelFd, serverFd } = kernel.socketPair();
+    try {
+      await kernel.reconnect(device, kernelFd);
+      return serverFd;
+    } catch (error) {
+      this.#log.info("the kernel has taken no connection yet", { operation: "resume", error });
+      kernel.closeFd(serverFd);
+      return undefined;
+    }
+  }
+
   async #renewOnce(): Promise<void> {
     const volume = this.#volume;
     const device = this.#device;
     assert(volume !== undefined && device !== undefined, "a connection is renewed for an open volume and its device");
     await this.#connection?.drain();
+    const early = await this.#early;
+    this.#early = undefined;
+    const connection = early === undefined ? await this.#reconnect(volume, device) : await serveKernel(volume, early);
+    this.#connection = connection;
+    // Watched a turn later, when #renewing is cleared: a connection that has ended by then is renewed again.
+    void Promise.resolve(this.#renewing).then(() => this.#watch(connection));
+  }
+
+  async #reconnect(volume: ServedVolume, device: KernelDevice): Promise<ServedConnection> {
     const { kernelFd, connection } = await this.#serve(volume);
     try {
       await this.#parts.kernel.reconnect(device, kernelFd);
+      return connection;
     } catch (error) {
       await connection.drain();
       throw error;
     }
-    this.#connection = connection;
-    // Watched a turn later, when #renewing is cleared: a connection that has ended by then is renewed again.
-    void Promise.resolve(this.#renewing).then(() => this.#watch(connection));
   }
 
   async #detach(): Promise<void> {
@@ -446,6 +473,11 @@ export class VolumeAttachment {
       if (!this.#stop.signal.aborted) throw error;
     }
   }
+}
+
+/** Serves the kernel at our end of a connection, which is the volume's from now on. */
+function serveKernel(volume: ServedVolume, fd: number): Promise<ServedConnection> {
+  return volume.serve({ fd, received: new Uint8Array(0), kernel: true });
 }
 
 /** A volume may close while its status is asked for. */

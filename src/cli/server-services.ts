@@ -65,10 +65,7 @@ export class ServerServices {
       limits: { deadlineMs: 20_000 },
     });
     const own = this.#stores.own();
-    if (supervised !== undefined) {
-      const help = "Times that another process has gone on where the serving one had ended.";
-      this.#metrics.addCounter("s3block_server_takeovers_total", help, () => supervised.takeovers());
-    }
+    if (supervised !== undefined) this.#metrics.setTakeovers(() => supervised.takeovers());
     this.#control = new ControlServer({
       socketPath: values.controlSocket,
       dataPlane: registry,

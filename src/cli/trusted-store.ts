@@ -4,8 +4,9 @@
  *
  * Why that is safe: a probe says what a store did at one moment, and every opened volume relies on that word for as
  * long as its process lives, months perhaps. A restart changes nothing about the store. The word is kept for the same
- * URL, endpoints and addressing only; it is asked for again at every start, behind the volumes that are resumed, and
- * before any other volume is taken; and it is forgotten before a process ends because the store failed the probe.
+ * URL, endpoints and addressing only; it is asked for again at every start (a standby that goes on is no start, see
+ * server.ts), behind the volumes that are resumed, and before any other volume is taken; and it is forgotten before a
+ * process ends because the store failed the probe.
  * Losing the file costs the next start the wait for its probe, and nothing else.
  */
 import { createHash } from "node:crypto";

@@ -98,6 +98,7 @@ export class Metrics {
   readonly #storeKinds = new Map<string, StoreCounters>();
   #process: Registry | undefined;
   #cache: (() => CacheCounters) | undefined;
+  #takeovers: (() => number) | undefined;
 
   constructor() {
     this.#sources = [
@@ -109,6 +110,7 @@ export class Metrics {
       () => this.#operationErrors(),
       ...volumeGaugeTable.map((row) => () => this.#volumeGauge(row)),
       () => this.#cacheReads(),
+      () => this.#takeoverCount(),
     ];
   }
 
@@ -143,18 +145,20 @@ export class Metrics {
     this.#cache = counters;
   }
 
+  /** How often another process has gone on where the serving one had ended: of a server with a supervisor. */
+  setTakeovers(read: () => number): void {
+    this.#takeovers = read;
+  }
+
   /** A gauge of the process, read when somebody scrapes. */
   addGauge(name: string, help: string, read: () => number): void {
-    this.#addValue("gauge", name, help, read);
-  }
-
-  /** A counter of the process that is kept elsewhere, read when somebody scrapes. */
-  addCounter(name: string, help: string, read: () => number): void {
-    this.#addValue("counter", name, help, read);
-  }
-
-  #addValue(type: "gauge" | "counter", name: string, help: string, read: () => number): void {
-    this.#sources.push(() => ({ name, help, type, aggregator: "sum", values: [{ labels: {}, value: read() }] }));
+    this.#sources.push(() => ({
+      name,
+      help,
+      type: "gauge",
+      aggregator: "sum",
+      values: [{ labels: {}, value: read() }],
+    }));
   }
 
   /** Loads the library that makes text. */
@@ -248,6 +252,12 @@ export class Metrics {
           ];
     const help = "Reads that the block cache answered from memory or disk, or the object store had to (miss).";
     return { name: "s3block_cache_reads_total", help, type: "counter", aggregator: "sum", values };
+  }
+
+  #takeoverCount(): Collected {
+    const values = this.#takeovers === undefined ? [] : [{ labels: {}, value: this.#takeovers() }];
+    const help = "Times that another process has gone on where the serving one had ended.";
+    return { name: "s3block_server_takeovers_total", help, type: "counter", aggregator: "sum", values };
   }
 
   *#allOperations(): Generator<[string, string, OperationCounters]> {

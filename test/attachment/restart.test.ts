@@ -25,7 +25,7 @@ async function recover(world: World): Promise<AttachmentRegistry> {
 }
 
 const effects = {
-  resume: { trace: ["open resume", "serve", "reconnect"], devices: 1, records: 1, count: 1 },
+  resume: { trace: ["reconnect", "open resume", "serve"], devices: 1, records: 1, count: 1 },
   finish: { trace: ["open resume", "close"], devices: 0, records: 0, count: 0 },
   disconnect: { trace: ["disconnect"], devices: 0, records: 0, count: 0 },
   discard: { trace: [], devices: 0, records: 0, count: 0 },
@@ -49,8 +49,8 @@ for (const { record, device: condition } of restartTable.combinations()) {
 }
 
 const reopenEffects: Record<ReopenAction, { trace: string[]; state: string | undefined }> = {
-  serve: { trace: ["open resume", "serve", "reconnect"], state: "attached" },
-  break: { trace: ["open resume", "open broken", "serve", "reconnect"], state: "failed" },
+  serve: { trace: ["open resume", "serve"], state: "attached" },
+  break: { trace: ["open resume", "open broken", "serve"], state: "failed" },
   retry: { trace: [], state: undefined },
   close: { trace: ["open resume", "close"], state: undefined },
   forget: { trace: ["open resume"], state: undefined },
@@ -71,7 +71,8 @@ for (const found of reopenTable.combinations()) {
       action === "retry"
         ? { trace: ["open resume", ...afterRetry.trace], state: afterRetry.state }
         : reopenEffects[action];
-    assert.deepEqual(world.trace, expected.trace);
+    // The kernel is given its connection first.
+    assert.deepEqual(world.trace, device ? ["reconnect", ...expected.trace] : expected.trace);
     assert.equal((await registry.getAttachment(volumeId))?.state, expected.state);
     const kept = expected.state !== undefined;
     assert.equal((await world.records.list()).length, kept ? 1 : 0);
@@ -108,7 +109,43 @@ test("an attach during the recovery waits for it and gets the same device", asyn
   await world.settle();
   openNow();
   assert.equal((await attaching).devicePath, "/dev/nbd0");
-  assert.deepEqual(world.trace, ["open resume", "serve", "reconnect"]);
+  assert.deepEqual(world.trace, ["reconnect", "open resume", "serve"]);
+});
+
+test("the volume is served at the connection that the kernel has, and at a new one where it took none", async () => {
+  const taken = new World();
+  await taken.leaveBehind(attachOptions(), { record: true, device: true });
+  taken.failNext("open resume", "unavailable");
+  await recover(taken);
+  assert.deepEqual(taken.trace, ["reconnect", "open resume", "open resume", "serve"]);
+  assert.deepEqual([taken.kernelFds.size, taken.serverFds.size, taken.closedFds.size], [1, 1, 0]);
+
+  const refused = new World();
+  await refused.leaveBehind(attachOptions(), { record: true, device: true });
+  refused.failNext("reconnect", "busy");
+  await recover(refused);
+  assert.deepEqual(refused.trace, ["reconnect", "open resume", "serve", "reconnect"]);
+  assert.equal(
+    refused.volumes[0].connections.some(({ drained }) => drained),
+    false,
+  );
+  assert.equal(
+    [...refused.serverFds].some((fd) => refused.closedFds.has(fd)),
+    false,
+  );
+  assert.equal(refused.closedFds.size, 1);
+});
+
+test("a connection that ended before its volume was open is renewed", async () => {
+  const world = new World();
+  await world.leaveBehind(attachOptions(), { record: true, device: true });
+  const serveNow = world.hold("serve");
+  await recover(world);
+  serveNow();
+  await world.settle();
+  world.volumes[0].connections[0].end("the kernel closed it");
+  await world.settle();
+  assert.deepEqual(world.trace, ["reconnect", "open resume", "serve", "serve", "reconnect"]);
 });
 
 test("a detach during the recovery waits until the volume could be uploaded", async () => {
@@ -119,7 +156,7 @@ test("a detach during the recovery waits until the volume could be uploaded", as
   await registry.recover();
   const detaching = registry.detach(volumeId);
   await world.settle();
-  assert.deepEqual(world.trace, ["open resume"]);
+  assert.deepEqual(world.trace, ["reconnect", "open resume"]);
   openNow();
   await detaching;
   assert.equal(world.trace.at(-1), "close");

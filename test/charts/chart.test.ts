@@ -328,7 +328,7 @@ test("keys that are given become a Secret; an existing Secret or none makes none
 test("every flag of the data plane that has a default in the chart has the program's default", () => {
   const server = programs(variants[0].manifests).find(({ command }) => command === "server");
   assert.ok(server !== undefined);
-  const chosen = new Set(["store", "node-id", "metrics-address", "shutdown-seconds"]);
+  const chosen = new Set(["store", "node-id", "metrics-address", "shutdown-seconds", "standby"]);
   for (const argument of server.args) {
     const [name = "", value] = argument.slice(2).split("=");
     const key = (Object.keys(flags) as FlagKey[]).find((candidate) => flagName(candidate) === name);

@@ -61,10 +61,17 @@ export class ServerProcess {
     return this.#child.pid ?? -1;
   }
 
-  /** Resolves with the first line of this message; rejects when the process ends without it. */
-  async logged(message: string): Promise<Record<string, unknown>> {
+  /** With --standby: the process that serves, by the last word of the supervisor. */
+  get servingPid(): number {
+    return Number(this.lines.findLast(({ servingPid }) => servingPid !== undefined)?.servingPid);
+  }
+
+  /** Resolves with the first line of this message, of one process where it is given; rejects when all end without it. */
+  async logged(message: string, by?: number): Promise<Record<string, unknown>> {
     for (;;) {
-      const line = this.lines.find((candidate) => candidate.message === message);
+      const isIt = (line: Record<string, unknown>): boolean =>
+        line.message === message && (by === undefined || line.pid === by);
+      const line = this.lines.find(isIt);
       if (line !== undefined) return line;
       if (this.#child.exitCode !== null || this.#child.signalCode !== null) {
         throw new Error(`the server ended without "${message}": ${this.stderr}${JSON.stringify(this.lines.slice(-5))}`);

@@ -125,8 +125,9 @@ export class SocketPair implements Connection {
     if (this.#incomingEnded && this.#incoming.length === 0 && !this.#serverClosed && !this.#paused) {
       this.#incomingEnded = false;
       this.#receiver?.ended();
-    } else if (this.#incomingEnded && this.#paused && !this.#serverClosed) {
-      // A paused end hears of it by its next write at the latest, or when it reads on.
+    } else if (this.#incomingEnded && this.#paused && !this.#serverClosed && this.#receiver !== undefined) {
+      // A paused end hears of it by its next write at the latest, or when it reads on; one that nobody serves yet keeps
+      // what came, and its end.
       this.#clock.after(1, () => this.#process.gate(() => this.#breakPaused()));
     }
   }

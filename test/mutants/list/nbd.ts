@@ -70,8 +70,8 @@ export const nbdMutants: readonly Mutant[] = [
   {
     name: "reconnect-does-not-drain",
     file: "src/attachment/attachment.ts",
-    find: "    await this.#connection?.drain();\n    const { kernelFd, connection } = await this.#serve(volume);",
-    replace: "    const { kernelFd, connection } = await this.#serve(volume);",
+    find: "    await this.#connection?.drain();\n    const early = await this.#early;",
+    replace: "    const early = await this.#early;",
     why: "a late first copy of a request takes effect after the resent one was answered and written over",
     test: {
       file: "test/attachment/registry.test.ts",
