@@ -3,7 +3,7 @@
  *
  * After a start: the record in the run directory against the kernel's device of the same backend identifier
  * (restartTable), then how reopening the volume ended (reopenTable; "resume" succeeds only where nobody owned it in
- * between). At an attach: the attachment that is there already (reuseTable). At an attach and a detach: each of the
+ * between, and says "fenced" where the volume was deleted for certain). At an attach: the attachment that is there already (reuseTable). At an attach and a detach: each of the
  * kernel's devices whose identifier begins as ours does (deviceTable).
  */
 import { DecisionTable } from "../base/decision-table.ts";
@@ -80,12 +80,12 @@ export const reopenTable = new DecisionTable<{ outcome: "ok" | ErrorKind; device
     { name: "the volume is open and has no device", when: { outcome: "ok", device: "no" }, action: "close" },
     {
       name: "the volume is lost to its device",
-      when: { outcome: ["fenced", "in-use", "not-found", "conflict", "corrupt"], device: "yes" },
+      when: { outcome: ["fenced", "in-use", "conflict", "corrupt"], device: "yes" },
       action: "break",
     },
     {
       name: "the volume is another's now, or gone",
-      when: { outcome: ["fenced", "in-use", "not-found"], device: "no" },
+      when: { outcome: ["fenced", "in-use"], device: "no" },
       action: "forget",
     },
     {
@@ -96,6 +96,11 @@ export const reopenTable = new DecisionTable<{ outcome: "ok" | ErrorKind; device
     {
       name: "the volume cannot be opened now",
       when: { outcome: ["invalid", "busy", "exhausted", "unavailable"] },
+      action: "retry",
+    },
+    {
+      name: "the store shows no bucket, or nothing of the volume: it may be the wrong answer of a moment",
+      when: { outcome: "not-found" },
       action: "retry",
     },
   ],

@@ -7,7 +7,7 @@
  */
 import type { Clock } from "../base/clock.ts";
 import type { Disk } from "../base/disk.ts";
-import { OperationError } from "../base/errors.ts";
+import { isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
 import type { ObjectStore } from "../store/object-store.ts";
@@ -23,12 +23,12 @@ import { RAW_FRAME_BYTES } from "./format/frame.ts";
 import { EXTENT_DATA, type JournalRecord } from "./format/journal-record.ts";
 import { decodeMapPage, mapPageSeed } from "./format/map-page.ts";
 import { MAX_SEGMENT_BYTES } from "./generation.ts";
-import { BLOCK_BYTES, type Epoch, type VolumeId, type VolumeUid } from "./identity.ts";
+import { BLOCK_BYTES, type Epoch, type VolumeId } from "./identity.ts";
 import { HotBlocks } from "./hot-blocks.ts";
 import { Journal } from "./journal.ts";
 import { mapKey, type VolumeRef } from "./keys.ts";
 import { MapShard } from "./map-shard.ts";
-import { getMeta } from "./names.ts";
+import { type NamedVolume, type NameView, viewAgain, viewName } from "./names.ts";
 import { ReadBudget } from "./read-budget.ts";
 import { ReadPath } from "./read-path.ts";
 import { recover, type Recovered } from "./recovery.ts";
@@ -117,8 +117,8 @@ export class Engine {
 
   /**
    * Becomes the owner of the volume and opens it. Errors: "not-found"; "busy" where another node takes it at the same
-   * moment, or this engine has it open; "fenced" in mode "resume" where another node has taken it; "exhausted" where
-   * the journal's disk is full; "corrupt"; "unavailable".
+   * moment, or this engine has it open; "fenced" in mode "resume" where another node has taken it or it was deleted;
+   * "exhausted" where the journal's disk is full; "corrupt"; "unavailable".
    */
   async open(volumeId: VolumeId, options: EngineOpenOptions): Promise<Volume> {
     if (this.#open.has(volumeId)) {
@@ -156,7 +156,13 @@ export class Engine {
     const { store, publication } = options;
     const log = this.#options.log.child({ volumeId });
     const startedMs = clock.monotonicMs();
-    const meta = await mustMeta(store, volumeId);
+    const named = mustExist(await viewName(store, volumeId), volumeId, options);
+    const { meta } = named;
+    const exists = async (whenDeleted?: () => Promise<void>): Promise<void> => {
+      const view = await viewAgain(store, named);
+      if (view.state === "being deleted" || view.state === "given back") await whenDeleted?.();
+      mustExist(view, volumeId, options);
+    };
     const abort = new AbortController();
     const { signal } = abort;
     const files = { disk: options.journalDisk, limitBytes: journalSizeBytes, fileBytes: journalFileBytes };
@@ -168,10 +174,10 @@ export class Engine {
       const map = new BlockMap(meta.sizeBytes, this.#mapBudget, (shard, page) => loadPage(reader, meta, shard, page));
       const replayed: ReplayedWrite[] = [];
       const confirm = async (): Promise<void> => {
-        await mustMeta(store, volumeId, meta.uid);
+        await exists();
         await options.confirm?.();
       };
-      const environment = { store, clock, random, log, journal, map, nodeId, publication, signal, confirm };
+      const environment = { store, clock, random, log, journal, map, nodeId, publication, signal, confirm, exists };
       const recovered = await recover(environment, meta, options.mode, (record, position) => {
         replay(record, position, meta.sizeBytes / BLOCK_BYTES, replayed);
       });
@@ -190,6 +196,8 @@ export class Engine {
     } catch (error) {
       abort.abort(error);
       await journal.close();
+      // A volume that is deleted while it is opened looks like a damaged one.
+      if (isKind(error, "corrupt")) await exists();
       throw error;
     }
   }
@@ -266,12 +274,21 @@ export class Engine {
   }
 }
 
-/** The volume's metadata; "not-found" where there is none, it is being deleted, or it is not `uid`'s any more. */
-async function mustMeta(store: ObjectStore, volumeId: VolumeId, uid?: VolumeUid): Promise<VolumeMeta> {
-  const meta = await getMeta(store, volumeId);
-  if (meta !== undefined && meta.deleted !== true && (uid === undefined || meta.uid === uid)) return meta;
+/**
+ * The volume that has the name, else "not-found". A restarted server (mode "resume") had it open: where the store says
+ * for certain that it was deleted, that is "fenced"; "not-found" then says that the store shows nothing of it, which a
+ * store that answers wrongly for a while does as well.
+ */
+function mustExist(view: NameView, volumeId: VolumeId, { store, mode }: EngineOpenOptions): NamedVolume {
+  if (view.state === "in force") return view.named;
   const context = { volumeId, store: store.location };
-  throw new OperationError("not-found", "no such volume in this store", { context });
+  if (view.state === "nothing") {
+    throw new OperationError("not-found", "no such volume in this store: check the store's URL and endpoint", {
+      context,
+    });
+  }
+  const kind = mode === "resume" ? "fenced" : "not-found";
+  throw new OperationError(kind, `the volume was deleted: its name is ${view.state}`, { context });
 }
 
 /** Adds the writes of a journal record to `writes`, as Journal.append would have returned them. */

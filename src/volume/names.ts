@@ -64,6 +64,38 @@ export async function getMeta(store: ObjectStore, id: VolumeId): Promise<VolumeM
   return (await lookAt(store, id)).found?.meta;
 }
 
+/** What is known of a volume's name from outside, for who opens it. */
+export type NameView =
+  | { state: "in force"; named: NamedVolume }
+  | { state: "being deleted" }
+  /** The records of the name are there, and bind it to no volume. */
+  | { state: "given back" }
+  /** The store shows no record of this name: there never was one, all are gone, or it is not the right place. */
+  | { state: "nothing" };
+
+export async function viewName(store: ObjectStore, id: VolumeId): Promise<NameView> {
+  const { found, nextNumber } = await lookAt(store, id);
+  if (found === undefined) return { state: nextNumber === 1 ? "nothing" : "given back" };
+  return found.meta.deleted ? { state: "being deleted" } : { state: "in force", named: found };
+}
+
+/** The same, in one step, for a volume that had its name at an earlier look. */
+export async function viewAgain(store: ObjectStore, named: NamedVolume): Promise<NameView> {
+  const { meta, binding } = named;
+  const [bytes, numbers] = await Promise.all([
+    store.get(nameKey(meta.id, binding)),
+    listNumbers(store, metaPrefix(meta)),
+  ]);
+  const record = bytes === undefined ? undefined : decodeNameRecord(bytes, { id: meta.id, number: binding });
+  const isBound = record !== undefined && "meta" in record && record.meta.uid === meta.uid;
+  // Any other change, and whatever is not as it was, is worth a whole look.
+  if (isBound && numbers.includes(1) && Math.max(...numbers) + 1 === named.nextMeta)
+    return { state: "in force", named };
+  const view = await viewName(store, meta.id);
+  if (view.state === "in force" && view.named.meta.uid !== meta.uid) return { state: "given back" };
+  return view;
+}
+
 /**
  * Who has the name, once every undecided binding is decided. `own`: a binding whose creation was answered before this
  * call. `nextNumber` is for the next record of the name.

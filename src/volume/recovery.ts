@@ -6,7 +6,7 @@
  * In mode "resume" (a restarted server) nothing is claimed unless the newest claim is this journal's own.
  */
 import type { Clock } from "../base/clock.ts";
-import { OperationError } from "../base/errors.ts";
+import { describe, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
 import type { ObjectStore } from "../store/object-store.ts";
@@ -27,7 +27,7 @@ import type { JournalRecord } from "./format/journal-record.ts";
 import type { DecodedSegmentHead } from "./format/segment.ts";
 import type { Epoch, SegmentSeq } from "./identity.ts";
 import type { Journal } from "./journal.ts";
-import type { VolumeRef } from "./keys.ts";
+import { epochKey, segmentKey, type VolumeRef } from "./keys.ts";
 import { LogReader } from "./log-reader.ts";
 import { applyExtents } from "./map-apply.ts";
 import {
@@ -55,6 +55,12 @@ export interface RecoveryEnvironment {
    * deleter that comes later fences it) and before anybody is fenced by it.
    */
   confirm: () => Promise<void>;
+  /**
+   * Throws where the volume was deleted meanwhile, after `whenDeleted` where that is certain. Asked once more when START
+   * stands: a deletion removes fences with the log, so that a claimant which stood still all that time meets none. One
+   * that marks the volume later finds START.
+   */
+  exists: (whenDeleted: () => Promise<void>) => Promise<void>;
 }
 
 export interface Recovered {
@@ -110,8 +116,18 @@ export async function recover(
     baseCheckpoint: history.baseCheckpoint,
     everWritten: history.everWritten,
   });
+  await environment.exists(() => withdraw(environment, volume, epoch));
   const everWritten = { stored: history.everWritten, journaled };
   return { epoch, everWritten, journalEnd, replayedSegments: history.replayedSegments };
+}
+
+/** Removes what an opening has left under a volume that is gone, where the store takes it; it harms nobody. */
+async function withdraw(environment: RecoveryEnvironment, volume: VolumeRef, epoch: Epoch): Promise<void> {
+  const { store, signal, log } = environment;
+  const start = segmentKey(volume.uid, epoch, 0 as SegmentSeq);
+  await store.delete([start, epochKey(volume, epoch)], { signal }).catch((error: unknown) => {
+    log.info("the beginning of an opening stays behind", { operation: "open", epoch, error: describe(error) });
+  });
 }
 
 /** Whose the newest claim is: by its record, or by the START it led to, which is asked for only where it matters. */

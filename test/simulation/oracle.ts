@@ -87,6 +87,8 @@ export class Oracle {
   readonly #reads = new Map<Line, Set<ActiveRead>>();
   /** STARTs in the log: who opened each epoch. */
   readonly starts: { epoch: number; node: string }[] = [];
+  /** Epochs whose START came after the volume was marked as deleted: nobody may serve them. */
+  readonly startedTooLate = new Set<number>();
   /** Every epoch that was claimed, with what the control plane said at that moment. */
   readonly claims = new Map<number, { publication: number; deleted: boolean }>();
   newestClaim = 0;
@@ -125,6 +127,7 @@ export class Oracle {
 
   started(epoch: number, node: string): void {
     this.starts.push({ epoch, node });
+    if (this.deleted) this.startedTooLate.add(epoch);
   }
 
   /** An operation is issued on `line`: `zero`, or a write of its own version. */

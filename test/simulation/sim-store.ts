@@ -42,8 +42,6 @@ export class StoreService {
   faultsOn = true;
   /** Sites whose requests are refused for a reason that only people can mend. */
   readonly refusing = new Map<string, "invalid" | "not-found">();
-  /** Sites that were told that there is no bucket: a server that restarts then breaks its devices. */
-  readonly bucketWasAway = new Set<string>();
   /** What befalls a process at one of its next requests, by the process's name. */
   readonly ambushes = new Map<string, { left: number; spring: () => void }>();
   /** Every key that was created, in order. */
@@ -193,7 +191,6 @@ class SimStore implements ObjectStore {
     }
     if (refusal !== undefined) {
       coverage.add(`store refuses a site: ${refusal}`);
-      if (refusal === "not-found") service.bucketWasAway.add(this.#site);
       fail(fate.travelMs, new OperationError(refusal, "simulated: refused", { context: { request: kind, key } }));
       return promise;
     }

@@ -143,13 +143,8 @@ export class World {
 
   /** True where damage in the store or on the node's disk, or its errors, explains an error of I/O on this node. */
   hasDamage(node: SimNode): boolean {
-    const { damagedBodies, rotten, bucketWasAway } = this.service;
-    return (
-      bucketWasAway.has(node.name) ||
-      rotten.size > 0 ||
-      (damagedBodies.get(node.name) ?? 0) > 0 ||
-      node.diskFailures > 0
-    );
+    const { damagedBodies, rotten } = this.service;
+    return rotten.size > 0 || (damagedBodies.get(node.name) ?? 0) > 0 || node.diskFailures > 0;
   }
 
   expectDiskError(node: SimNode, error: unknown, what: string): void {
@@ -285,7 +280,8 @@ export class World {
 function mustHaveTheRight(oracle: Oracle, epoch: number, request: OpenRequest): void {
   const claim = oracle.claims.get(epoch);
   if (claim === undefined) throw new OracleError(`epoch ${epoch} was begun without a claim`);
-  if (claim.deleted) throw new OracleError("a volume was opened after it was marked as deleted");
+  if (claim.deleted || oracle.startedTooLate.has(epoch))
+    throw new OracleError("a volume was opened after it was marked as deleted");
   const { mode, publication } = request;
   if (mode === "resume" || publication === 0 || claim.publication === publication) return;
   throw new OracleError(`publication ${publication} was used after ${claim.publication} had replaced it`);
