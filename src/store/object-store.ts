@@ -29,6 +29,11 @@ export interface RequestOptions {
    * "unavailable", and nothing of it is on its way but that one request, which may take effect at any later time.
    */
   once?: boolean;
+  /**
+   * Throws "corrupt" where the body of a get is not what it should be: a patient store (retrying.ts) then asks again, a
+   * few times, before it fails with that. A bare store does not call it.
+   */
+  verify?: (bytes: Buffer, totalBytes: number) => void;
 }
 
 export interface ByteRange {

@@ -1,6 +1,7 @@
 /**
  * Makes a store patient: an "unavailable" request is sent again after a random pause that grows from 100 ms to 5 s
- * (full jitter), until it is answered, the caller's signal aborts, or a limit is reached. Nothing else is retried.
+ * (full jitter), until it is answered, the caller's signal aborts, or a limit is reached. A get whose answer is damaged
+ * ("corrupt", by the store's own look or the caller's `verify`) is sent three times in all. Nothing else is retried.
  * All requests pass a gate (request-gate.ts), one for reads and one for writes: while the store is away they wait there
  * together instead of each asking again, and a store that asks for fewer requests gets fewer.
  *
@@ -29,6 +30,9 @@ import { TemporaryRefusal } from "./temporary-refusal.ts";
 export const FIRST_PAUSE_MS = 100;
 export const LONGEST_PAUSE_MS = 5000;
 
+/** So many damaged answers to one get mean that the object itself is damaged. */
+const DAMAGED_ANSWERS = 3;
+
 export interface RetryLimits {
   /** Requests sent for one call at most; default unlimited. */
   maxAttempts?: number;
@@ -37,6 +41,7 @@ export interface RetryLimits {
 }
 
 type RequestKind = "put" | "get" | "list" | "delete";
+type Standing = { bytes: Buffer; totalBytes: number };
 
 export interface RetryingStoreParts {
   clock: Clock;
@@ -74,19 +79,23 @@ export class RetryingStore implements ObjectStore {
       const outcome = await this.#retry("put", key, options, (sent) => this.#inner.putIfAbsent(key, body, sent));
       if (outcome === "created") return "created";
       const { once: isOnce = false, ...asking } = options;
-      const standing = await this.getRange(key, { offset: 0, length: IDENTITY_BYTES }, asking);
+      const standing = await this.#standing(key, body, asking);
       // Gone again: deleted in between. Only another attempt can tell who is first now.
       if (standing === undefined) {
         if (isOnce) return "exists";
         continue;
       }
-      const isOurs = standing.totalBytes === bodyLength(body) && standing.bytes.equals(bodyStart(body, IDENTITY_BYTES));
+      const isOurs = isBodyOf(standing, body);
       return isOurs ? "created" : "exists";
     }
   }
 
   async get(key: string, options: RequestOptions = {}): Promise<Buffer | undefined> {
-    return this.#retry("get", key, options, (sent) => this.#inner.get(key, sent));
+    return this.#retry("get", key, options, async (sent) => {
+      const bytes = await this.#inner.get(key, sent);
+      if (bytes !== undefined) options.verify?.(bytes, bytes.length);
+      return bytes;
+    });
   }
 
   async getRange(
@@ -94,7 +103,11 @@ export class RetryingStore implements ObjectStore {
     range: ByteRange,
     options: RequestOptions = {},
   ): Promise<{ bytes: Buffer; totalBytes: number } | undefined> {
-    return this.#retry("get", key, options, (sent) => this.#inner.getRange(key, range, sent));
+    return this.#retry("get", key, options, async (sent) => {
+      const answer = await this.#inner.getRange(key, range, sent);
+      if (answer !== undefined) options.verify?.(answer.bytes, answer.totalBytes);
+      return answer;
+    });
   }
 
   async list(prefix: string, options: ListOptions = {}): Promise<ListPage> {
@@ -103,6 +116,20 @@ export class RetryingStore implements ObjectStore {
 
   async delete(keys: readonly string[], options: RequestOptions = {}): Promise<void> {
     return this.#retry("delete", keys[0] ?? "", options, (sent) => this.#inner.delete(keys, sent));
+  }
+
+  /**
+   * The identity of what stands under the key. It has no checksum of its own, and decides who was first: where it is not
+   * that of `body`, it is read until two answers in a row are the same.
+   */
+  async #standing(key: string, body: readonly Uint8Array[], options: RequestOptions): Promise<Standing | undefined> {
+    let before: Standing | undefined;
+    for (;;) {
+      const standing = await this.getRange(key, { offset: 0, length: IDENTITY_BYTES }, options);
+      if (standing === undefined || isBodyOf(standing, body)) return standing;
+      if (before?.totalBytes === standing.totalBytes && before.bytes.equals(standing.bytes)) return standing;
+      before = standing;
+    }
   }
 
   /** Ends calls that wait for their next attempt with "unavailable". */
@@ -122,6 +149,7 @@ export class RetryingStore implements ObjectStore {
     const { clock, log, limits = {} } = this.#parts;
     const gate = this.#gates[what === "get" || what === "list" ? "reads" : "writes"];
     const deadlineMs = clock.monotonicMs() + (limits.deadlineMs ?? Infinity);
+    let damaged = 0;
     for (let attempts = 1; ; attempts += 1) {
       const pass = gate.tryEnter() ?? (await gate.enter(options.signal, deadlineMs));
       let error: OperationError;
@@ -140,6 +168,7 @@ export class RetryingStore implements ObjectStore {
       }
       const pauseMs = gate.isClosed || pass.lost.aborted ? 0 : this.#pauseMs(attempts);
       const isLate = clock.monotonicMs() + pauseMs > deadlineMs;
+      if (error.kind === "corrupt" && (damaged += 1) === DAMAGED_ANSWERS) throw error;
       if (options.once === true || attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;
       if (isPowerOfTwo(attempts) && attempts > 1) {
         log.warn("store request is retried", { request: what, key, attempts, error: error.message });
@@ -152,9 +181,10 @@ export class RetryingStore implements ObjectStore {
   /** Gives the pass back; throws `reason` where it is nothing that another attempt could mend. */
   #leaveFailed(gate: RequestGate, pass: Pass, options: RequestOptions, reason: unknown): OperationError {
     if (!isKind(reason, "unavailable")) {
-      // An answer that says no is an answer as well: the store is there.
+      // An answer that says no, or is damaged, is an answer as well: the store is there.
       gate.leave(pass, "answered");
-      throw reason;
+      if (!isKind(reason, "corrupt") || this.#isStopped(options)) throw reason;
+      return reason;
     }
     if (this.#isStopped(options)) {
       gate.leave(pass, "given-up");
@@ -183,6 +213,10 @@ export class RetryingStore implements ObjectStore {
       throw reason;
     }
   }
+}
+
+function isBodyOf(standing: Standing, body: readonly Uint8Array[]): boolean {
+  return standing.totalBytes === bodyLength(body) && standing.bytes.equals(bodyStart(body, IDENTITY_BYTES));
 }
 
 function verdictOf(error: OperationError): Verdict {

@@ -6,6 +6,7 @@ import type { DecodedSegmentHead } from "./format/segment.ts";
 import type { Epoch } from "./identity.ts";
 import { checkpointKey, checkpointPrefix, parseKey, type VolumeRef } from "./keys.ts";
 import type { CheckpointState } from "./recovery-tables.ts";
+import { getDecoded } from "./verified-read.ts";
 
 export interface FoundCheckpoint {
   state: CheckpointState;
@@ -32,18 +33,17 @@ export async function newestCheckpoint(
   }
   if (baseCheckpoint === undefined) return { state: "none", checkpoint: undefined, problem: undefined };
   const { epoch, number } = baseCheckpoint;
-  const bytes = await store.get(checkpointKey(volume, epoch, number), options);
-  if (bytes === undefined) {
-    const problem = broken(volume, `a checkpoint that the log names is missing number=${number}`, epoch);
-    return { state: "missing", checkpoint: undefined, problem };
-  }
+  const decode = (bytes: Buffer): DecodedCheckpoint =>
+    decodeCheckpoint(bytes, { uid: volume.uid, epoch, sequence: number });
   try {
-    const checkpoint = decodeCheckpoint(bytes, { uid: volume.uid, epoch, sequence: number });
-    return { state: "sound", checkpoint, problem: undefined };
+    const checkpoint = await getDecoded(store, checkpointKey(volume, epoch, number), decode, options);
+    if (checkpoint !== undefined) return { state: "sound", checkpoint, problem: undefined };
   } catch (error) {
     if (!isKind(error, "corrupt")) throw error;
     return { state: "damaged", checkpoint: undefined, problem: error };
   }
+  const problem = broken(volume, `a checkpoint that the log names is missing number=${number}`, epoch);
+  return { state: "missing", checkpoint: undefined, problem };
 }
 
 /** What the log says cannot be: an object was lost or changed. */

@@ -304,7 +304,16 @@ function replay(record: JournalRecord, framePosition: number, volumeBlocks: numb
   }
 }
 
-/** Reads a page by way of the cache; where its checksum does not hold, from S3 once more. */
+function isMapPage(page: Buffer, shard: number, seed: number): boolean {
+  try {
+    decodeMapPage(page, shard, seed);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Reads a page by way of the cache; where its checksum does not hold, from S3 twice more. */
 async function loadPage(
   reader: SegmentReader,
   meta: VolumeMeta,
@@ -320,6 +329,7 @@ async function loadPage(
   try {
     return MapShard.fromPage(shard, decodeMapPage(bytes, shard, seed));
   } catch {
-    return MapShard.fromPage(shard, decodeMapPage(await reader.refetch(object, offset, length), shard, seed));
+    const isRight = (page: Buffer): boolean => isMapPage(page, shard, seed);
+    return MapShard.fromPage(shard, decodeMapPage(await reader.refetch(object, offset, length, isRight), shard, seed));
   }
 }

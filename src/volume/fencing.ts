@@ -20,6 +20,7 @@ import type { Epoch, SegmentSeq } from "./identity.ts";
 import { epochKey, epochPrefix, parseKey, segmentKey, type VolumeRef } from "./keys.ts";
 import { LogReader } from "./log-reader.ts";
 import { checkpointTable, logTable, startTable } from "./recovery-tables.ts";
+import { getDecoded } from "./verified-read.ts";
 
 export interface FencingEnvironment {
   store: ObjectStore;
@@ -36,9 +37,11 @@ export async function newestClaim(environment: FencingEnvironment, volume: Volum
   const parsed = parseKey(newest);
   if (parsed?.kind !== "epoch")
     throw new OperationError("corrupt", "unknown object among the epochs", { context: { key: newest } });
-  const bytes = await environment.store.get(newest, environment.options);
-  if (bytes === undefined) throw new OperationError("busy", "the volume is being deleted: try again later");
-  return decodeEpochClaim(bytes, { uid: volume.uid, epoch: parsed.epoch });
+  const expected = { uid: volume.uid, epoch: parsed.epoch };
+  const decode = (bytes: Buffer): EpochClaim => decodeEpochClaim(bytes, expected);
+  const claim = await getDecoded(environment.store, newest, decode, environment.options);
+  if (claim === undefined) throw new OperationError("busy", "the volume is being deleted: try again later");
+  return claim;
 }
 
 /** Creates the record of the epoch after `previous`. "busy" where somebody else was first: nothing is claimed then. */

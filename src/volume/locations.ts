@@ -10,6 +10,7 @@ import { listAll, type ObjectStore } from "../store/object-store.ts";
 import { decodeLocation, encodeLocation, type LocationRecord } from "./format/control-records.ts";
 import { NONCE_BYTES } from "./format/envelope.ts";
 import { locationKey, LOCATIONS_PREFIX, parseKey } from "./keys.ts";
+import { getDecoded } from "./verified-read.ts";
 
 const hashPattern = /^[0-9a-f]{16}$/;
 
@@ -37,8 +38,7 @@ export async function registerLocation(
 /** Undefined for an unknown or malformed hash. */
 export async function getLocation(store: ObjectStore, hash: string): Promise<LocationRecord | undefined> {
   if (!hashPattern.test(hash)) return undefined;
-  const bytes = await store.get(locationKey(hash));
-  return bytes === undefined ? undefined : decodeLocation(bytes);
+  return await getDecoded(store, locationKey(hash), decodeLocation);
 }
 
 /** All locations, by hash. */

@@ -27,18 +27,20 @@ export class LogReader {
   /** The head of one log object, or undefined where there is none. "corrupt" where it is not what its key says. */
   async head(epoch: Epoch, sequence: SegmentSeq): Promise<DecodedSegmentHead | undefined> {
     const key = segmentKey(this.#uid, epoch, sequence);
-    const first = await this.#store.getRange(key, { offset: 0, length: FIRST_READ_BYTES }, this.#options);
-    if (first === undefined) return undefined;
-    let { bytes } = first;
-    if (bytes.length >= ENVELOPE_BYTES) {
-      const needed = segmentDataOffset(peekEnvelope(bytes).sectionLength);
-      if (needed > bytes.length && needed <= first.totalBytes) {
-        const range = { offset: bytes.length, length: needed - bytes.length };
-        const rest = await this.#store.getRange(key, range, this.#options);
-        bytes = Buffer.concat([bytes, rest?.bytes ?? Buffer.alloc(0)]);
-      }
+    const expected = { uid: this.#uid, epoch, sequence };
+    let decoded: DecodedSegmentHead | undefined;
+    const verify = (bytes: Buffer, totalBytes: number): void => {
+      // Of an index that goes on behind what was read nothing can be said yet.
+      if (neededBytes(bytes, totalBytes) === undefined) decoded = decodeSegmentHead(bytes, expected);
+    };
+    for (let length = FIRST_READ_BYTES; ;) {
+      const answer = await this.#store.getRange(key, { offset: 0, length }, { ...this.#options, verify });
+      if (answer === undefined) return undefined;
+      const needed = neededBytes(answer.bytes, answer.totalBytes);
+      // A bare store verifies nothing.
+      if (needed === undefined) return decoded ?? decodeSegmentHead(answer.bytes, expected);
+      length = needed;
     }
-    return decodeSegmentHead(bytes, { uid: this.#uid, epoch, sequence });
   }
 
   /**
@@ -63,4 +65,11 @@ export class LogReader {
       next += count;
     }
   }
+}
+
+/** How long the head is, where that is more than `bytes`, and not more than the object has. */
+function neededBytes(bytes: Buffer, totalBytes: number): number | undefined {
+  if (bytes.length < ENVELOPE_BYTES) return undefined;
+  const needed = segmentDataOffset(peekEnvelope(bytes).sectionLength);
+  return needed > bytes.length && needed <= totalBytes ? needed : undefined;
 }

@@ -31,6 +31,7 @@ import { NONCE_BYTES } from "./format/envelope.ts";
 import type { VolumeId, VolumeUid } from "./identity.ts";
 import { metaKey, metaPrefix, nameKey, namePrefix, parseKey, removalKey, type VolumeRef } from "./keys.ts";
 import { type ConfirmationState, nameTable, releaseTable } from "./name-tables.ts";
+import { getDecoded } from "./verified-read.ts";
 
 const MAX_ROUNDS = 64;
 
@@ -82,11 +83,10 @@ export async function viewName(store: ObjectStore, id: VolumeId): Promise<NameVi
 /** The same, in one step, for a volume that had its name at an earlier look. */
 export async function viewAgain(store: ObjectStore, named: NamedVolume): Promise<NameView> {
   const { meta, binding } = named;
-  const [bytes, numbers] = await Promise.all([
-    store.get(nameKey(meta.id, binding)),
+  const [record, numbers] = await Promise.all([
+    readNameRecord(store, meta.id, binding),
     listNumbers(store, metaPrefix(meta)),
   ]);
-  const record = bytes === undefined ? undefined : decodeNameRecord(bytes, { id: meta.id, number: binding });
   const isBound = record !== undefined && "meta" in record && record.meta.uid === meta.uid;
   // Any other change, and whatever is not as it was, is worth a whole look.
   if (isBound && numbers.includes(1) && Math.max(...numbers) + 1 === named.nextMeta)
@@ -202,9 +202,8 @@ async function lookDown(store: ObjectStore, id: VolumeId, numbers: readonly numb
   const look: Look = { found: undefined, undecided: [], nextNumber: highest + 1 };
   const freed = new Set<string>();
   for (const number of numbers) {
-    const bytes = await store.get(nameKey(id, number));
-    if (bytes === undefined) return undefined;
-    const record = decodeNameRecord(bytes, { id, number });
+    const record = await readNameRecord(store, id, number);
+    if (record === undefined) return undefined;
     if ("tombstone" in record) {
       freed.add(nameOf(record.tombstone.frees, record.tombstone.uid));
       continue;
@@ -229,15 +228,18 @@ async function readOwn(
   store: ObjectStore,
   bound: VolumeMeta,
 ): Promise<{ confirmation: ConfirmationState; newest: VolumeMeta; nextMeta: number } | undefined> {
-  const [numbers, bytes] = await Promise.all([listNumbers(store, metaPrefix(bound)), store.get(metaKey(bound, 1))]);
-  if (bytes === undefined) return undefined;
-  const confirmation = decodeConfirmation(bytes, bound).confirmed ? "confirmed" : "refused";
+  const [numbers, decided] = await Promise.all([
+    listNumbers(store, metaPrefix(bound)),
+    getDecoded(store, metaKey(bound, 1), (bytes) => decodeConfirmation(bytes, bound)),
+  ]);
+  if (decided === undefined) return undefined;
+  const confirmation = decided.confirmed ? "confirmed" : "refused";
   const last = Math.max(1, ...numbers);
   if (last === 1) return { confirmation, newest: bound, nextMeta: 2 };
-  const changed = await store.get(metaKey(bound, last));
+  const expected = { id: bound.id, number: last };
+  const newest = await getDecoded(store, metaKey(bound, last), (bytes) => decodeMeta(bytes, expected));
   // Being removed: whoever looks again sees what of the name is left.
-  if (changed === undefined) return undefined;
-  return { confirmation, newest: decodeMeta(changed, { id: bound.id, number: last }), nextMeta: last + 1 };
+  return newest === undefined ? undefined : { confirmation, newest, nextMeta: last + 1 };
 }
 
 async function lookAtBinding(
@@ -267,8 +269,7 @@ async function readNameRecord(
   id: VolumeId,
   number: number,
 ): Promise<ReturnType<typeof decodeNameRecord> | undefined> {
-  const bytes = await store.get(nameKey(id, number));
-  return bytes === undefined ? undefined : decodeNameRecord(bytes, { id, number });
+  return await getDecoded(store, nameKey(id, number), (bytes) => decodeNameRecord(bytes, { id, number }));
 }
 
 async function decide(parts: NamesParts, volume: VolumeRef, confirmed: boolean): Promise<void> {

@@ -16,6 +16,7 @@ import { listAll, type ObjectStore } from "../store/object-store.ts";
 import { decodePublication, encodePublication, type PublicationRecord } from "./format/control-records.ts";
 import { NONCE_BYTES } from "./format/envelope.ts";
 import { parseKey, publicationKey, publicationPrefix, type VolumeRef } from "./keys.ts";
+import { getDecoded } from "./verified-read.ts";
 
 const MAX_ROUNDS = 64;
 const KEPT_RECORDS = 2;
@@ -123,8 +124,9 @@ async function readNewest(
     const numbers = await listNumbers(store, volume);
     const number = numbers.at(-1);
     if (number === undefined) return { record: undefined, numbers };
-    const bytes = await store.get(publicationKey(volume, number));
-    if (bytes !== undefined) return { record: decodePublication(bytes, { uid: volume.uid, number }), numbers };
+    const decode = (bytes: Buffer): PublicationRecord => decodePublication(bytes, { uid: volume.uid, number });
+    const record = await getDecoded(store, publicationKey(volume, number), decode);
+    if (record !== undefined) return { record, numbers };
   }
   throw contended(volume);
 }

@@ -3,7 +3,7 @@
  * is copied at once on the calling thread, without a promise; only what must be fetched is waited for.
  *
  * Every block served was verified by the checksum of its frame, which is bound to block number and place. A frame that
- * does not hold is fetched from S3 once more; if it still does not, that range, and nothing else, fails as "corrupt".
+ * does not hold is fetched from S3 twice more; if it still does not, that range, and nothing else, fails as "corrupt".
  */
 import type { MaybePromise } from "../block/device.ts";
 import { asOperationError, OperationError } from "../base/errors.ts";
@@ -233,8 +233,9 @@ export class ReadPath {
     target: Buffer,
     at: number,
   ): Promise<void> {
-    const frames = await this.#reader.refetch(segment, offset, blocks * RAW_FRAME_BYTES);
-    if (copyFrames(frames, segment.seed, lba, blocks, target, at)) return;
+    const isRight = (frames: Buffer): boolean => copyFrames(frames, segment.seed, lba, blocks, target, at);
+    const frames = await this.#reader.refetch(segment, offset, blocks * RAW_FRAME_BYTES, isRight);
+    if (isRight(frames)) return;
     throw new OperationError(
       "corrupt",
       "a stored block fails its checksum: restore the object, or the volume from a snapshot",

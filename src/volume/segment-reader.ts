@@ -5,7 +5,7 @@
  * - Single flight: a part is fetched once, however many ask for it. Parts of one object asked for in one turn of the
  *   event loop are fetched by one GET where at most 256 KiB lie between them (what lies between is cached too).
  * - The length of every body is verified. Whether the bytes are right is decided by the caller, who knows the
- *   checksums of frames and heads; where they do not match, refetch() reads past the cache, once.
+ *   checksums of frames and heads; where they do not match, refetch() reads past the cache, twice at most.
  * - Nothing is fetched ahead that nobody asked for: readahead.ts decides, prefetch() fetches, and only while half of
  *   the budget stays free for those who wait.
  * Time-outs and retries are the store's; the reader waits until its signal aborts.
@@ -50,6 +50,8 @@ const MAX_GET_PARTS = 32;
 const ADMIT_STEP_PARTS = 16;
 /** So long an uploaded object may keep memory from the next upload; a disk takes the largest in half the time. */
 const MAX_HELD_MS = 250;
+/** Before a body that was wrong twice is fetched for the last time. */
+const REFETCH_PAUSE_MS = 100;
 
 /** A part on its way. */
 interface Flight {
@@ -114,9 +116,22 @@ export class SegmentReader {
 
   /**
    * Drops the range from the cache and reads it from S3 again, whatever is cached or on its way: for bytes whose
-   * checksum did not match. Where it does not match again, the object itself is corrupt.
+   * checksum did not match; `isRight` is asked about what comes. Where it does not match three times in all, the object
+   * itself is corrupt: the last bytes are answered.
    */
-  async refetch(object: StoredObject, offset: number, length: number): Promise<Buffer> {
+  async refetch(
+    object: StoredObject,
+    offset: number,
+    length: number,
+    isRight: (bytes: Buffer) => boolean,
+  ): Promise<Buffer> {
+    const bytes = await this.#refetchOnce(object, offset, length);
+    if (isRight(bytes)) return bytes;
+    await this.#clock.sleep(REFETCH_PAUSE_MS, this.#signal);
+    return await this.#refetchOnce(object, offset, length);
+  }
+
+  async #refetchOnce(object: StoredObject, offset: number, length: number): Promise<Buffer> {
     this.#counts.refetches += 1;
     this.#cache.drop(object, offset, length);
     const target = Buffer.allocUnsafe(length);
@@ -315,15 +330,15 @@ export class SegmentReader {
     if (this.#signal?.aborted === true) throw new OperationError("unavailable", "the volume is closing");
     const range = { offset: part * PART_BYTES, length: count * PART_BYTES };
     this.#counts.gets += 1;
-    const answer = await this.#store.getRange(
-      object.key,
-      range,
-      this.#signal === undefined ? {} : { signal: this.#signal },
-    );
+    const verify = (bytes: Buffer, totalBytes: number): void => {
+      const expected = Math.min(range.length, Math.max(0, totalBytes - range.offset));
+      if (bytes.length !== expected) throw corrupt("the store sent a short body", object, range.offset);
+    };
+    const options = this.#signal === undefined ? { verify } : { signal: this.#signal, verify };
+    const answer = await this.#store.getRange(object.key, range, options);
     if (answer === undefined) throw corrupt("an object that the map refers to is missing", object, range.offset);
-    const expected = Math.min(range.length, Math.max(0, answer.totalBytes - range.offset));
+    verify(answer.bytes, answer.totalBytes);
     this.#counts.getBytes += answer.bytes.length;
-    if (answer.bytes.length !== expected) throw corrupt("the store sent a short body", object, range.offset);
     return answer.bytes;
   }
 }

@@ -48,6 +48,34 @@ test("a put that another writer beat between two attempts is exists", async () =
   assert.equal(await store.putIfAbsent("a", [random.bytes(500)]), "exists");
 });
 
+test("one damaged answer does not make a put of one's own somebody else's", async () => {
+  let puts = 0;
+  let gets = 0;
+  const { store, random } = bench(({ kind }) => {
+    if (kind === "put") return (puts += 1) === 1 ? { fault: "lost-reply" } : undefined;
+    return kind === "get" && (gets += 1) === 1 ? { fault: "rot" } : undefined;
+  });
+  assert.equal(await store.putIfAbsent("a", [random.bytes(500)]), "created");
+});
+
+test("a damaged body is fetched three times, and nothing is sent twice that must be sent once", async () => {
+  const { store, memory, faulty, random } = bench(listedFaults("get", ["short-body", "short-body"]));
+  await memory.putIfAbsent("a", [random.bytes(500)]);
+  assert.equal((await store.get("a"))?.length, 500);
+  assert.equal(faulty.counts["short-body"], 2);
+  let looks = 0;
+  const verify = (): void => {
+    looks += 1;
+    throw new OperationError("corrupt", "not what it should be");
+  };
+  await assert.rejects(store.get("a", { verify }), { kind: "corrupt" });
+  assert.equal(looks, 3);
+  const once = bench(() => ({ fault: "lost-reply" }));
+  await assert.rejects(once.store.delete(["a"], { once: true }), { kind: "unavailable" });
+  await assert.rejects(once.store.putIfAbsent("a", [random.bytes(500)], { once: true }), { kind: "unavailable" });
+  assert.equal(once.faulty.counts["lost-reply"], 2);
+});
+
 test("an object that differs only behind its identity, or only in length, is somebody else's", async () => {
   const { store, memory, random } = bench(() => undefined);
   const body = random.bytes(500);
@@ -161,7 +189,7 @@ test("an aborted signal, or a closed store, ends the patience", async () => {
 });
 
 test("errors that time does not heal are not retried", async () => {
-  for (const kind of ["invalid", "not-found", "corrupt", "exhausted"] as const) {
+  for (const kind of ["invalid", "not-found", "exhausted"] as const) {
     let requests = 0;
     const failing = {
       location: "test:",

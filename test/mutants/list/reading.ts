@@ -34,11 +34,10 @@ export const readingMutants: readonly Mutant[] = [
   {
     name: "second-reading-not-verified",
     file: "src/volume/read-path.ts",
-    find: "    const frames = await this.#reader.refetch(segment, offset, blocks * RAW_FRAME_BYTES);\n    if (copyFrames(frames, segment.seed, lba, blocks, target, at)) return;",
+    find: "const isRight = (frames: Buffer): boolean => copyFrames(frames, segment.seed, lba, blocks, target, at);",
     replace:
-      "    const frames = await this.#reader.refetch(segment, offset, blocks * RAW_FRAME_BYTES);\n" +
-      "    copyFrames(frames, segment.seed, lba, blocks, target, at);\n" +
-      "    if (frames.length > 0) return;",
+      "const isRight = (frames: Buffer): boolean =>\n" +
+      "      copyFrames(frames, segment.seed, lba, blocks, target, at) || frames.length > 0;",
     why: "a block that is rotten in S3 is answered with whatever the buffer held",
     test: { file: "test/volume/volume.test.ts", name: "rot in the store fails that range alone, and is reported" },
   },
