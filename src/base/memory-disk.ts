@@ -11,15 +11,8 @@
 import { assert } from "./assert.ts";
 import type { Disk, DiskFile } from "./disk.ts";
 import { OperationError } from "./errors.ts";
+import { MemoryFileContent } from "./memory-file.ts";
 import type { Random } from "./random.ts";
-
-const SECTOR_BYTES = 512;
-const CHUNK_BYTES = 64 * 1024;
-const ZERO_SECTOR = Buffer.alloc(SECTOR_BYTES);
-/** In place of a sector's slot: it held zeroes. */
-const ZEROES = -1;
-/** Stands for every chunk that is allocated and was never written. */
-const ZERO_CHUNK = Buffer.alloc(CHUNK_BYTES);
 
 /** One call, as a fault hook sees it. `path` has the subdirectories in front: "volume-1/journal-3". */
 export interface MemoryDiskCall {
@@ -133,12 +126,16 @@ export class MemoryDisk implements Disk {
 
   async list(): Promise<string[]> {
     await this.#enter("list");
-    return [...this.#node.entries].flatMap(([name, node]) => (node instanceof FileNode ? [name] : [])).toSorted();
+    return [...this.#node.entries]
+      .flatMap(([name, node]) => (node instanceof MemoryFileContent ? [name] : []))
+      .toSorted();
   }
 
   async listDirectories(): Promise<string[]> {
     await this.#enter("list");
-    return [...this.#node.entries].flatMap(([name, node]) => (node instanceof FileNode ? [] : [name])).toSorted();
+    return [...this.#node.entries]
+      .flatMap(([name, node]) => (node instanceof MemoryFileContent ? [] : [name]))
+      .toSorted();
   }
 
   async open(name: string, options: { create?: boolean } = {}): Promise<DiskFile> {
@@ -146,10 +143,10 @@ export class MemoryDisk implements Disk {
     let node = this.#node.entries.get(name);
     if (node === undefined) {
       if (options.create !== true) throw missing(path);
-      node = new FileNode();
+      node = new MemoryFileContent();
       this.#node.change({ added: name, removed: undefined, node });
     }
-    if (!(node instanceof FileNode)) {
+    if (!(node instanceof MemoryFileContent)) {
       throw new OperationError("unavailable", "cannot open the file: it is a directory", { context: { path } });
     }
     return new MemoryFile(name, path, node, this.#session);
@@ -219,12 +216,12 @@ export class MemoryDisk implements Disk {
 interface NameChange {
   added: string | undefined;
   removed: string | undefined;
-  node: FileNode | DirectoryNode;
+  node: MemoryFileContent | DirectoryNode;
 }
 
 class DirectoryNode {
-  readonly entries = new Map<string, FileNode | DirectoryNode>();
-  readonly #durable = new Map<string, FileNode | DirectoryNode>();
+  readonly entries = new Map<string, MemoryFileContent | DirectoryNode>();
+  readonly #durable = new Map<string, MemoryFileContent | DirectoryNode>();
   /** Changes of names made so far, and those of them that are not durable. */
   changes = 0;
   #pending: NameChange[] = [];
@@ -241,15 +238,15 @@ class DirectoryNode {
     for (const change of this.#pending.splice(0, Math.max(0, count - durable))) apply(this.#durable, change);
   }
 
-  *files(prefix: string): Generator<[path: string, node: FileNode]> {
+  *files(prefix: string): Generator<[path: string, node: MemoryFileContent]> {
     for (const [name, node] of this.entries) {
-      if (node instanceof FileNode) yield [prefix + name, node];
+      if (node instanceof MemoryFileContent) yield [prefix + name, node];
       else yield* node.files(`${prefix}${name}/`);
     }
   }
 
   /** The file of that path; undefined where there is none. */
-  fileAt(path: string): FileNode | undefined {
+  fileAt(path: string): MemoryFileContent | undefined {
     const slash = path.indexOf("/");
     const node = this.entries.get(slash < 0 ? path : path.slice(0, slash));
     if (node instanceof DirectoryNode) return slash < 0 ? undefined : node.fileAt(path.slice(slash + 1));
@@ -280,200 +277,19 @@ class DirectoryNode {
   }
 }
 
-function apply(entries: Map<string, FileNode | DirectoryNode>, change: NameChange): void {
+function apply(entries: Map<string, MemoryFileContent | DirectoryNode>, change: NameChange): void {
   if (change.removed !== undefined && entries.get(change.removed) === change.node) entries.delete(change.removed);
   if (change.added !== undefined) entries.set(change.added, change.node);
-}
-
-/** For each sector that was changed since it was last durable (or since an earlier batch): the slot of what it held. */
-type Batch = Map<number, number>;
-
-/** Copies of sectors, in slots of one buffer that are used again: no object for each. */
-class SectorCopies {
-  #bytes = Buffer.alloc(0);
-  #count = 0;
-  readonly #free: number[] = [];
-
-  /** Copies the sector at `position` of `chunk`; answers its slot. */
-  add(chunk: Buffer, position: number): number {
-    const slot = this.#free.pop() ?? this.#count++;
-    const at = slot * SECTOR_BYTES;
-    if (at === this.#bytes.length) {
-      const wider = Buffer.allocUnsafe(Math.max(32 * SECTOR_BYTES, 2 * at));
-      this.#bytes.copy(wider);
-      this.#bytes = wider;
-    }
-    chunk.copy(this.#bytes, at, position, position + SECTOR_BYTES);
-    return slot;
-  }
-
-  get(slot: number): Buffer {
-    return slot === ZEROES ? ZERO_SECTOR : this.#bytes.subarray(slot * SECTOR_BYTES, (slot + 1) * SECTOR_BYTES);
-  }
-
-  drop(slot: number): void {
-    if (slot !== ZEROES) this.#free.push(slot);
-  }
-
-  clear(): void {
-    this.#count = 0;
-    this.#free.length = 0;
-  }
-}
-
-class FileNode {
-  sizeBytes = 0;
-  #durableSizeBytes = 0;
-  readonly #chunks = new Map<number, Buffer>();
-  #unsynced: Batch = new Map();
-  /** Batches whose sync runs, oldest first. */
-  #syncing: Batch[] = [];
-  /** Sectors whose sync failed: a later sync does not write them. */
-  readonly #lost: Batch = new Map();
-  readonly #copies = new SectorCopies();
-
-  allocatedBytes(): number {
-    return this.#chunks.size * CHUNK_BYTES;
-  }
-
-  /** How many bytes of new chunks writing [position, position + length) would take. */
-  missingBytes(position: number, length: number): number {
-    let bytes = 0;
-    const last = Math.floor((position + length - 1) / CHUNK_BYTES);
-    for (let chunk = Math.floor(position / CHUNK_BYTES); chunk <= last; chunk += 1) {
-      if (!this.#chunks.has(chunk)) bytes += CHUNK_BYTES;
-    }
-    return bytes;
-  }
-
-  read(target: Uint8Array, position: number): void {
-    for (let done = 0; done < target.length;) {
-      const within = (position + done) % CHUNK_BYTES;
-      const step = Math.min(CHUNK_BYTES - within, target.length - done);
-      const chunk = this.#chunks.get(Math.floor((position + done) / CHUNK_BYTES)) ?? ZERO_CHUNK;
-      chunk.copy(target, done, within, within + step);
-      done += step;
-    }
-  }
-
-  write(source: Uint8Array, position: number): void {
-    const last = Math.ceil((position + source.length) / SECTOR_BYTES);
-    for (let sector = Math.floor(position / SECTOR_BYTES); sector < last; sector += 1) this.#remember(sector);
-    this.#put(source, position);
-    this.sizeBytes = Math.max(this.sizeBytes, position + source.length);
-  }
-
-  damage(bytes: Uint8Array, position: number): void {
-    this.#put(bytes, position);
-  }
-
-  /** Zeroes to the new end, in chunks that count as allocated. */
-  allocate(sizeBytes: number): void {
-    for (let chunk = 0; chunk * CHUNK_BYTES < sizeBytes; chunk += 1) {
-      if (!this.#chunks.has(chunk)) this.#chunks.set(chunk, ZERO_CHUNK);
-    }
-    this.sizeBytes = Math.max(this.sizeBytes, sizeBytes);
-  }
-
-  /** Takes what a sync that starts now covers; the answer ends it, well or not. */
-  beginSync(): (succeeded: boolean) => void {
-    const batch = this.#unsynced;
-    const sizeBytes = this.sizeBytes;
-    this.#unsynced = new Map();
-    this.#syncing.push(batch);
-    return (succeeded) => {
-      const index = this.#syncing.indexOf(batch);
-      if (index < 0) return;
-      if (succeeded) {
-        this.#durableSizeBytes = Math.max(this.#durableSizeBytes, sizeBytes);
-        for (const slot of batch.values()) this.#copies.drop(slot);
-      } else this.#failed(batch, [...this.#syncing.slice(index + 1), this.#unsynced]);
-      this.#syncing.splice(index, 1);
-    };
-  }
-
-  reopen(): void {
-    for (const batch of this.#syncing.splice(0).toReversed()) {
-      for (const [sector, slot] of batch) replace(this.#unsynced, sector, slot, this.#copies);
-    }
-  }
-
-  crash(random: Random, keep: number): void {
-    const end = random.fraction() < keep ? this.sizeBytes : this.#durableSizeBytes;
-    for (const batch of [this.#unsynced, ...this.#syncing.toReversed(), this.#lost]) {
-      for (const [sector, slot] of batch) {
-        if (random.fraction() >= keep) this.#put(this.#copies.get(slot), sector * SECTOR_BYTES);
-      }
-    }
-    this.#unsynced.clear();
-    this.#syncing = [];
-    this.#lost.clear();
-    this.#copies.clear();
-    for (const [index, chunk] of this.#chunks) {
-      if (index * CHUNK_BYTES >= end) this.#chunks.delete(index);
-      else if ((index + 1) * CHUNK_BYTES > end && chunk !== ZERO_CHUNK) chunk.fill(0, end - index * CHUNK_BYTES);
-    }
-    this.sizeBytes = end;
-    this.#durableSizeBytes = end;
-  }
-
-  /** The bytes before a failed sync stay what a crash goes back to, until they are written again and synced. */
-  #failed(batch: Batch, later: Batch[]): void {
-    for (const [sector, slot] of batch) {
-      const next = later.find((candidate) => candidate.has(sector)) ?? this.#lost;
-      replace(next, sector, slot, this.#copies);
-    }
-  }
-
-  /** Notes what `sector` holds before its first change since the last sync began. */
-  #remember(sector: number): void {
-    if (this.#unsynced.has(sector)) return;
-    const lost = this.#lost.get(sector);
-    this.#lost.delete(sector);
-    this.#unsynced.set(sector, lost ?? this.#copied(sector));
-  }
-
-  #copied(sector: number): number {
-    const position = sector * SECTOR_BYTES;
-    const chunk = this.#chunks.get(Math.floor(position / CHUNK_BYTES));
-    if (chunk === undefined || chunk === ZERO_CHUNK) return ZEROES;
-    return this.#copies.add(chunk, position % CHUNK_BYTES);
-  }
-
-  #put(source: Uint8Array, position: number): void {
-    for (let done = 0; done < source.length;) {
-      const within = (position + done) % CHUNK_BYTES;
-      const step = Math.min(CHUNK_BYTES - within, source.length - done);
-      this.#chunk(Math.floor((position + done) / CHUNK_BYTES)).set(source.subarray(done, done + step), within);
-      done += step;
-    }
-  }
-
-  #chunk(index: number): Buffer {
-    let chunk = this.#chunks.get(index);
-    if (chunk === undefined || chunk === ZERO_CHUNK) {
-      chunk = Buffer.alloc(CHUNK_BYTES);
-      this.#chunks.set(index, chunk);
-    }
-    return chunk;
-  }
-}
-
-/** Puts a copy into a batch, in the place of one that is there. */
-function replace(batch: Batch, sector: number, slot: number, copies: SectorCopies): void {
-  const former = batch.get(sector);
-  if (former !== undefined) copies.drop(former);
-  batch.set(sector, slot);
 }
 
 class MemoryFile implements DiskFile {
   readonly name: string;
   readonly #path: string;
-  readonly #node: FileNode;
+  readonly #node: MemoryFileContent;
   readonly #session: Session;
   #closed = false;
 
-  constructor(name: string, path: string, node: FileNode, session: Session) {
+  constructor(name: string, path: string, node: MemoryFileContent, session: Session) {
     this.name = name;
     this.#path = path;
     this.#node = node;

@@ -83,6 +83,11 @@ export class MemoryStore implements ObjectStore {
 
   async close(): Promise<void> {}
 
+  /** What stands under a key, itself and no copy: not to be changed, and never what a store answers unseen. */
+  view(key: string): Buffer | undefined {
+    return this.#objects.get(key)?.body;
+  }
+
   /** What the store holds, for tests and reports. */
   totals(): { objects: number; bytes: number } {
     let bytes = 0;

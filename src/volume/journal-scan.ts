@@ -17,6 +17,7 @@ import {
 import type { JournalState } from "./recovery-tables.ts";
 
 const SCAN_BYTES = 4 * 1024 * 1024;
+const blankHeader = Buffer.alloc(FILE_HEADER_BYTES);
 const namePattern = /^([0-9a-f]{16})\.journal$/;
 
 export function journalFileName(fileNumber: number): string {
@@ -47,7 +48,7 @@ export async function openJournalFiles(disk: Disk): Promise<JournalFile[]> {
       await file.read(page, 0);
       const header = decodeFileHeader(page);
       if (header?.fileNumber === number) entry.header = header;
-      if (header === undefined) entry.isDamaged = page.some((byte) => byte !== 0);
+      if (header === undefined) entry.isDamaged = !page.equals(blankHeader);
     }
   } catch (error) {
     await Promise.all(files.map((entry) => entry.file.close()));

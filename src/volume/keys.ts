@@ -168,7 +168,7 @@ function parseVolumeKey(id: VolumeId, rest: string[]): ParsedKey | undefined {
 }
 
 function digits(value: number): string {
-  assert(Number.isSafeInteger(value) && value >= 0, `not a key number: ${value}`);
+  if (!(Number.isSafeInteger(value) && value >= 0)) assert(false, `not a key number: ${value}`);
   return value.toString(16).padStart(16, "0");
 }
 

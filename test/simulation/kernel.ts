@@ -37,6 +37,8 @@ class DeviceLink {
   readonly #device: SimDevice;
   #buffered: Buffer[] = [];
   #bufferedBytes = 0;
+  /** Of the reply that begins what is buffered; 0 where that is not known yet. */
+  #expectedBytes = 0;
 
   constructor(socket: SocketPair, device: SimDevice) {
     this.socket = socket;
@@ -47,7 +49,8 @@ class DeviceLink {
   #received(bytes: Buffer): void {
     this.#buffered.push(bytes);
     this.#bufferedBytes += bytes.length;
-    while (this.#bufferedBytes >= REPLY_BYTES) {
+    // Until a whole reply is there, nothing is put together again and again.
+    while (this.#bufferedBytes >= Math.max(REPLY_BYTES, this.#expectedBytes)) {
       const whole = this.#buffered.length === 1 ? this.#buffered[0] : Buffer.concat(this.#buffered);
       this.#buffered = [whole];
       if (whole.readUInt32BE(0) !== REPLY_MAGIC) throw new Error("the server sent no reply where one was due");
@@ -55,7 +58,9 @@ class DeviceLink {
       const cookie = whole.readBigUInt64BE(8);
       const payloadBytes = errno === 0 ? this.#device.payloadOf(cookie) : 0;
       const end = REPLY_BYTES + payloadBytes;
+      this.#expectedBytes = end;
       if (whole.length < end) return;
+      this.#expectedBytes = 0;
       this.#buffered = [whole.subarray(end)];
       this.#bufferedBytes = whole.length - end;
       this.#device.answered(this, cookie, errno, whole.subarray(REPLY_BYTES, end));
@@ -163,15 +168,16 @@ export class SimDevice implements KernelDevice {
 
   #send(cookie: bigint, request: BlockRequest): void {
     if (this.#link === undefined) return;
-    const header = Buffer.alloc(REQUEST_BYTES);
-    header.writeUInt32BE(REQUEST_MAGIC, 0);
-    header.writeUInt16BE(request.flags, 4);
-    header.writeUInt16BE(request.type, 6);
-    header.writeBigUInt64BE(cookie, 8);
-    header.writeBigUInt64BE(BigInt(request.offset), 16);
-    header.writeUInt32BE(request.length, 24);
     const { payload } = request;
-    this.#link.socket.send(payload === undefined ? header : Buffer.concat([header, payload]));
+    const bytes = Buffer.allocUnsafe(REQUEST_BYTES + (payload?.length ?? 0));
+    bytes.writeUInt32BE(REQUEST_MAGIC, 0);
+    bytes.writeUInt16BE(request.flags, 4);
+    bytes.writeUInt16BE(request.type, 6);
+    bytes.writeBigUInt64BE(cookie, 8);
+    bytes.writeBigUInt64BE(BigInt(request.offset), 16);
+    bytes.writeUInt32BE(request.length, 24);
+    payload?.copy(bytes, REQUEST_BYTES);
+    this.#link.socket.send(bytes);
   }
 }
 

@@ -111,7 +111,7 @@ async function live(world: World, options: RunOptions): Promise<void> {
 async function settle(world: World): Promise<void> {
   const { clock, cluster } = world;
   for (let turn = 0; turn < 60; turn += 1) {
-    if ([...cluster.sessions.values()].some((session) => session.alive && session.device.connected)) return;
+    for (const session of cluster.sessions.values()) if (session.alive && session.device.connected) return;
     cluster.reconcile();
     await clock.sleep(50);
   }

@@ -129,12 +129,19 @@ class SimStore implements ObjectStore {
     range: ByteRange,
     options: RequestOptions = {},
   ): Promise<{ bytes: Buffer; totalBytes: number } | undefined> {
-    const { truth } = this.#service;
+    const { truth, rotten } = this.#service;
     return this.#request(
       "get",
       key,
       options,
-      () => truth.getRange(key, range),
+      async (fate) => {
+        const body = truth.view(key);
+        if (body === undefined) return undefined;
+        const bytes = body.subarray(range.offset, range.offset + range.length);
+        // Whoever reads changes nothing in it; only what is to be damaged must be a copy.
+        const isDamaged = fate.fault === "rot" || rotten.has(key);
+        return { bytes: isDamaged ? Buffer.from(bytes) : bytes, totalBytes: body.length };
+      },
       (answer) => answer?.bytes,
       range.offset,
     );
@@ -158,7 +165,7 @@ class SimStore implements ObjectStore {
     kind: RequestKind,
     key: string,
     options: RequestOptions,
-    take: () => Promise<T>,
+    take: (fate: Fate) => Promise<T>,
     bodyOf?: (answer: T) => Buffer | undefined,
     offset = 0,
   ): Promise<T> {
@@ -209,7 +216,7 @@ class SimStore implements ObjectStore {
         if (fault !== "late" && fault !== "timeout") fail(this.#unreachedMs(), lost("no answer", kind, key));
         return;
       }
-      const taken = take();
+      const taken = take(fate);
       void taken.then((result) => {
         trace.add(`${this.#process.name} ${kind} ${key} ${fault} ${typeof result === "string" ? result : ""}`);
         if (fault === "timeout" || fault === "late") return;

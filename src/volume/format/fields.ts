@@ -28,7 +28,7 @@ export function readU64(bytes: Buffer, offset: number): number {
 }
 
 export function writeU64(bytes: Buffer, offset: number, value: number): void {
-  assert(Number.isSafeInteger(value) && value >= 0, `not an unsigned 53-bit number: ${value}`);
+  if (!(Number.isSafeInteger(value) && value >= 0)) assert(false, `not an unsigned 53-bit number: ${value}`);
   bytes.writeUInt32LE(value % 2 ** 32, offset);
   bytes.writeUInt32LE(Math.floor(value / 2 ** 32), offset + 4);
 }

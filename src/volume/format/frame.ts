@@ -15,19 +15,21 @@
  * can be read and verified with one contiguous read of RAW_FRAME_BYTES.
  */
 import { crc32 } from "../../base/checksum.ts";
-import { BLOCK_BYTES } from "../identity.ts";
+import { BLOCK_BYTES, type VolumeUid } from "../identity.ts";
+import { writeU64, writeUid } from "./fields.ts";
 
 export const FRAME_HEADER_BYTES = 16;
 export const RAW_FRAME_BYTES = FRAME_HEADER_BYTES + BLOCK_BYTES;
 /** Frames start at multiples of this many bytes. */
 export const FRAME_ALIGN_BYTES = 16;
 
+const identity = Buffer.alloc(32);
+
 /** The seed of every frame of one segment. */
 export function segmentFrameSeed(uid: string, epoch: number, sequence: number): number {
-  const identity = Buffer.alloc(32);
-  identity.write(uid, 0, 16, "hex");
-  identity.writeBigUInt64LE(BigInt(epoch), 16);
-  identity.writeBigUInt64LE(BigInt(sequence), 24);
+  writeUid(identity, 0, uid as VolumeUid);
+  writeU64(identity, 16, epoch);
+  writeU64(identity, 24, sequence);
   return crc32(identity);
 }
 
