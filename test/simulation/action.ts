@@ -8,6 +8,8 @@ export interface Action {
   name: string;
   /** How often it is chosen, against the others. */
   weight: number;
+  /** Somebody dies by it, stands still or loses the volume: where lives are short, there is more of it. */
+  endsLives?: true;
   /** Only in worlds that have this fault. */
   fault?: FaultName;
   /** Does it; false where it made no sense at this moment. */
@@ -24,9 +26,9 @@ export function usedNode(world: World, random: SeededRandom): SimNode {
   return used.length > 0 && random.below(5) > 0 ? used[random.below(used.length)] : anyNode(world, random);
 }
 
-/** Counts a crash point. */
+/** Counts a crash point, once it has come about. */
 export function crashed(world: World): true {
-  world.crashes += 1;
+  world.countCrash();
   return true;
 }
 

@@ -23,6 +23,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "kill",
     weight: 9,
+    endsLives: true,
     fault: "kill",
     run: (world, random) => {
       const node = usedNode(world, random);
@@ -35,6 +36,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "kill in a write",
     weight: 3,
+    endsLives: true,
     fault: "kill",
     run: (world, random) => {
       usedNode(world, random).killInWrite();
@@ -44,6 +46,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "power loss",
     weight: 6,
+    endsLives: true,
     fault: "power-loss",
     run: (world, random) => {
       const node = usedNode(world, random);
@@ -56,6 +59,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "node loss",
     weight: 2,
+    endsLives: true,
     fault: "node-loss",
     run: (world, random) => {
       const node = usedNode(world, random);
@@ -68,6 +72,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "freeze",
     weight: 4,
+    endsLives: true,
     fault: "freeze",
     run: (world, random) => {
       const node = usedNode(world, random);
@@ -116,6 +121,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "force move",
     weight: 4,
+    endsLives: true,
     fault: "force-move",
     run: (world, random) => {
       const node = anyNode(world, random);
@@ -127,6 +133,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "race",
     weight: 2,
+    endsLives: true,
     fault: "race",
     run: (world, random) => {
       const node = anyNode(world, random);
@@ -220,6 +227,7 @@ const clusterActions: readonly Action[] = [
   {
     name: "crash, then power loss",
     weight: 2,
+    endsLives: true,
     fault: "power-loss",
     run: (world, random) => {
       const node = usedNode(world, random);
@@ -227,13 +235,14 @@ const clusterActions: readonly Action[] = [
       world.coverage.add("power lost after a crash");
       node.killProcess("killed before a loss of power");
       world.clock.after(logUniform(random, 3000), () => node.losePower());
-      world.crashes += 1;
+      world.countCrash();
       return crashed(world);
     },
   },
   {
     name: "ambush",
     weight: 5,
+    endsLives: true,
     fault: "kill",
     run: (world, random) => {
       // Somebody takes the volume, or has it, and dies or freezes at one of its next requests to the store.
@@ -243,7 +252,8 @@ const clusterActions: readonly Action[] = [
       const freezes = world.swarm.enabled.has("freeze") && random.below(2) === 0;
       const spring = (): void => {
         if (node.server !== server || server.process.dead) return;
-        world.crashes += 1;
+        world.lookForRisk();
+        world.countCrash();
         world.coverage.add(freezes ? "frozen at a request" : "killed at a request");
         if (freezes) node.freezeProcess();
         else node.killProcess("at a request");

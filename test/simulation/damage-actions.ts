@@ -34,6 +34,7 @@ export const damageActions: readonly Action[] = [
   {
     name: "failed sync, then power loss",
     weight: 3,
+    endsLives: true,
     fault: "disk-error",
     run: (world, random) => {
       const [session] = world.cluster.sessions.values();

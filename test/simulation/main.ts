@@ -4,6 +4,7 @@
  *   --steps K       actions of a world (300)
  *   --jobs J        threads (1)
  *   --crashes C     begins no further world once there were so many crash points
+ *   --short-lives   processes and machines die, freeze and lose the volume four times as often
  *   --without a,b   faults that stay off          --skip 3,7-9   actions left out (both: what a shrunk trace prints)
  *   --trace L       lines of the trace of a failure (60)
  *   --no-shrink     shows a failure as it came     --hashes   prints the checksum of every world's trace
@@ -31,6 +32,7 @@ const { values } = parseArgs({
     skip: { type: "string", default: "" },
     trace: { type: "string", default: "60" },
     shrink: { type: "boolean", default: true },
+    "short-lives": { type: "boolean", default: false },
     hashes: { type: "boolean", default: false },
   },
 });
@@ -43,6 +45,7 @@ const options: RunOptions = {
   ...(values.steps === undefined ? {} : { steps: Number(values.steps) }),
   without: values.without.split(",").filter((name) => name !== ""),
   skip: parseRanges(values.skip),
+  shortLives: values["short-lives"],
 };
 const tally = new Tally();
 const interrupted = new AbortController();

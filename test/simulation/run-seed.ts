@@ -4,6 +4,7 @@
  */
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { getMeta } from "../../src/volume/names.ts";
+import type { Action } from "./action.ts";
 import { actions } from "./actions.ts";
 import { volumeId } from "./content.ts";
 import type { SimNode } from "./node.ts";
@@ -17,6 +18,8 @@ export interface RunOptions {
   without?: readonly string[];
   /** Numbers of actions that are left out. */
   skip?: ReadonlySet<number>;
+  /** Whatever ends a life comes up four times as often. */
+  shortLives?: boolean;
 }
 
 export interface Result {
@@ -29,6 +32,7 @@ export interface Result {
   traceHash: number;
   traceLines: number;
   crashes: number;
+  crashesAtRisk: number;
   steps: number;
   events: number;
   coverage: [string, number][];
@@ -37,6 +41,7 @@ export interface Result {
 }
 
 const DEFAULT_STEPS = 300;
+const SHORT_LIVES_FACTOR = 4;
 /** Virtual time in which everything must have drained once no fault is left. */
 const DRAIN_MS = 900_000;
 /** No request arrives later than so long after it was sent. */
@@ -69,6 +74,7 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<R
     traceHash: world.trace.hash,
     traceLines: world.trace.lines,
     crashes: world.crashes,
+    crashesAtRisk: world.crashesAtRisk,
     steps: options.steps ?? DEFAULT_STEPS,
     events: world.events,
     coverage: [...world.coverage.counts],
@@ -78,8 +84,9 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<R
 
 /** Of a world of which nothing is known but that it failed. */
 export function failedResult(seed: number, options: RunOptions, error: string): Result {
-  const counts = { traceHash: 0, traceLines: 0, crashes: 0, steps: options.steps ?? DEFAULT_STEPS, events: 0 };
-  return { seed, ok: false, error, trace: [], ...counts, coverage: [], hangs: false };
+  const counts = { traceHash: 0, traceLines: 0, crashes: 0, crashesAtRisk: 0, events: 0 };
+  const steps = options.steps ?? DEFAULT_STEPS;
+  return { seed, ok: false, error, trace: [], ...counts, steps, coverage: [], hangs: false };
 }
 
 async function live(world: World, options: RunOptions): Promise<void> {
@@ -88,7 +95,9 @@ async function live(world: World, options: RunOptions): Promise<void> {
   await cluster.create();
   cluster.target = world.nodes[0];
   const enabled = actions.filter(({ fault }) => fault === undefined || world.swarm.enabled.has(fault));
-  const total = enabled.reduce((sum, { weight }) => sum + weight, 0);
+  const weightOf = ({ weight, endsLives }: Action): number =>
+    options.shortLives === true && endsLives === true ? weight * SHORT_LIVES_FACTOR : weight;
+  const total = enabled.reduce((sum, action) => sum + weightOf(action), 0);
   const steps = options.steps ?? DEFAULT_STEPS;
   for (let step = 0; step < steps; step += 1) {
     // A stream per step: leaving one out changes nothing in what the others draw.
@@ -96,7 +105,8 @@ async function live(world: World, options: RunOptions): Promise<void> {
     if (random.below(8) > 0) await settle(world);
     cluster.reconcile();
     let left = random.fraction() * total;
-    const action = enabled.find(({ weight }) => (left -= weight) < 0) ?? enabled[0];
+    const action = enabled.find((candidate) => (left -= weightOf(candidate)) < 0) ?? enabled[0];
+    world.lookForRisk();
     world.pauseMs = -Math.log(1 - random.fraction()) * world.swarm.paceMs;
     if (options.skip?.has(step) !== true && action.run(world, random)) {
       world.coverage.add(`action: ${action.name}`);

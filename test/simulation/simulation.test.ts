@@ -6,17 +6,18 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { failedSeeds } from "./failed-seeds.ts";
 import { expectedEvents } from "./coverage.ts";
-import type { Result } from "./run-seed.ts";
+import type { Result, RunOptions } from "./run-seed.ts";
 import { type Job, runJobs } from "./seed-pool.ts";
 import { replayCommand } from "./shrink.ts";
 import { Tally } from "./tally.ts";
 
 const THREADS = 2;
 const SLICE_CRASHES = 10_000;
+const SHORT_LIVES_CRASHES = 3000;
 const FIRST_SEED = 1;
 
-function explain({ seed, error, trace, steps }: Result): string {
-  return [`seed ${seed}: ${error}`, ...trace.slice(-40), replayCommand(seed, { steps })].join("\n");
+function explain({ seed, error, trace, steps }: Result, options: RunOptions = {}): string {
+  return [`seed ${seed}: ${error}`, ...trace.slice(-40), replayCommand(seed, { steps, ...options })].join("\n");
 }
 
 test("a seed takes the same steps every time", async () => {
@@ -48,4 +49,18 @@ test("nothing is lost over 10,000 crash points, and everything that can happen h
   context.diagnostic(tally.line());
   const never = expectedEvents.filter((name) => tally.coverage.get(name) === 0);
   assert.deepEqual(never, [], "what never happened in the slice");
+});
+
+test("nothing is lost over 3,000 crash points where hardly anybody lives for long", async (context) => {
+  const tally = new Tally();
+  function* jobs(): Generator<Job> {
+    for (let seed = FIRST_SEED; tally.crashes < SHORT_LIVES_CRASHES; seed += 1)
+      yield { seed, options: { shortLives: true } };
+  }
+  await runJobs(jobs(), THREADS, (result) => {
+    assert.ok(result.ok, explain(result, { shortLives: true }));
+    tally.add(result);
+  });
+  context.diagnostic(tally.line());
+  assert.ok(tally.crashes / tally.worlds > 80, "lives are short");
 });

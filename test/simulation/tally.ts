@@ -7,6 +7,7 @@ export class Tally {
   readonly failures: Result[] = [];
   worlds = 0;
   crashes = 0;
+  crashesAtRisk = 0;
   events = 0;
   readonly #beganNs = process.hrtime.bigint();
 
@@ -14,6 +15,7 @@ export class Tally {
     this.coverage.merge(result.coverage);
     this.worlds += 1;
     this.crashes += result.crashes;
+    this.crashesAtRisk += result.crashesAtRisk;
     this.events += result.events;
     if (!result.ok) this.failures.push(result);
   }
@@ -27,7 +29,8 @@ export class Tally {
   line(): string {
     const seconds = Number(process.hrtime.bigint() - this.#beganNs) / 1e9;
     const speed = `${(this.worlds / seconds).toFixed(1)} worlds and ${(this.crashes / seconds).toFixed(0)} crashes a second`;
-    const counts = `${this.worlds} worlds, ${this.crashes} crash points, ${this.events} events, ${this.failures.length} failed`;
+    const crashes = `${this.crashes} crash points (${this.crashesAtRisk} with writes at risk)`;
+    const counts = `${this.worlds} worlds, ${crashes}, ${this.events} events, ${this.failures.length} failed`;
     return `${counts}, ${seconds.toFixed(0)} s, ${speed}`;
   }
 }

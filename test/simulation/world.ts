@@ -45,6 +45,9 @@ export class World {
   /** Blocks of one write at most: what fits into a file of the journal. */
   readonly maxWriteBlocks: number;
   crashes = 0;
+  /** Those of them at which a request was unanswered, or a write not known to be in S3. */
+  crashesAtRisk = 0;
+  #isAtRisk = false;
   /** How long to wait before the next action. */
   pauseMs = 0;
   events = 0;
@@ -121,6 +124,19 @@ export class World {
   /** Runs a task of the world in the background; what it rejects with fails the world. */
   background(work: Promise<unknown>): void {
     work.catch((error: unknown) => this.fail(error));
+  }
+
+  /** Notes whether a crash would put writes at risk now; before whatever may be one. */
+  lookForRisk(): void {
+    this.#isAtRisk = false;
+    for (const { inFlight, line } of this.cluster.sessions.values()) {
+      if (inFlight > 0 || line.operations.some((operation) => !operation.durable)) this.#isAtRisk = true;
+    }
+  }
+
+  countCrash(): void {
+    this.crashes += 1;
+    if (this.#isAtRisk) this.crashesAtRisk += 1;
   }
 
   oracleOf(uid: string): Oracle {
