@@ -36,6 +36,7 @@ export const expectedEvents: readonly string[] = [
   "controller killed",
   "volume deleted",
   "volume made again under its name",
+  "name freed by a tombstone",
   "objects of a deleted volume that came late",
   "kernel connection broken",
   "kernel sent requests again",

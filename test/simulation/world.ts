@@ -240,6 +240,11 @@ export class World {
           image.set(decodeVersions(target, lba), lba);
           lba += blocks;
         } catch (error) {
+          if (isKind(error, "unavailable") && isServing(volume)) {
+            // The disk fails now and then; it is asked again until it answers or the volume has failed.
+            await this.clock.sleep(10);
+            continue;
+          }
           if (!isKind(error, "corrupt")) throw error;
           // While the volume is being deleted, its objects go.
           if (!this.hasDamage(node) && !oracle.deleted)
@@ -290,6 +295,11 @@ export class World {
       oracle.started(parsed.epoch, process.name.split(".")[0]);
     }
   }
+}
+
+function isServing(volume: HostedVolume): boolean {
+  const { failure, state } = volume.status();
+  return failure === undefined && state === "open";
 }
 
 /** An owner must not have begun where the control plane had taken its right away before it claimed the epoch. */

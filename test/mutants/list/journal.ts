@@ -34,8 +34,8 @@ export const journalMutants: readonly Mutant[] = [
   {
     name: "recovered-files-count-as-synced",
     file: "src/volume/journal.ts",
-    find: "    for (const entry of this.#files.values()) this.#unsynced.add(entry);\n",
-    replace: "",
+    find: "      this.#unsynced.add(entry);\n      this.#readBack",
+    replace: "      this.#readBack",
     why: "durability local: after a restart of the process, what the old one had not synced is never synced",
   },
   {
@@ -147,6 +147,17 @@ export const journalMutants: readonly Mutant[] = [
     test: {
       file: "test/volume/journal.test.ts",
       name: "records behind a torn one never come back, also not when a later loss of power takes what replaced it",
+    },
+  },
+  {
+    name: "read-back-not-written-again",
+    file: "src/volume/journal.ts",
+    find: "      for (const [entry, bytes] of this.#readBack) await this.#writeBack(entry, bytes);\n",
+    replace: "",
+    why: "a flush after a reopening trusts a sync of bytes that an earlier, failed sync has left off the disk",
+    test: {
+      file: "test/volume/journal.test.ts",
+      name: "what is flushed after a reopening is durable, though a sync before it had failed",
     },
   },
 ];

@@ -143,4 +143,37 @@ export const ownershipMutants: readonly Mutant[] = [
       name: "a publisher that stood still while old records were removed does not get a number below the newest",
     },
   },
+  {
+    name: "deletion-not-looked-for-after-start",
+    file: "src/volume/recovery.ts",
+    find: "  await environment.exists(() => withdraw(environment, volume, epoch));\n",
+    replace: "",
+    why: "who stood still while the volume was deleted opens it afterwards",
+    test: {
+      file: "test/recovery/deletion.test.ts",
+      name: "who stood still before its START while the volume was deleted does not open it",
+    },
+  },
+  {
+    name: "name-freed-without-tombstone",
+    file: "src/volume/names.ts",
+    find: "        await putTombstone(parts, volume.id, { uid: volume.uid, number: nextNumber, frees: binding });\n",
+    replace: "        if (nextNumber > 0) return;\n",
+    why: "a name is called free while the record still stands, and the DELETE may yet come",
+    test: {
+      file: "test/volume/names.test.ts",
+      name: "a DELETE that had no answer and takes effect late leaves the next volume of the name alone",
+    },
+  },
+  {
+    name: "identity-read-once",
+    file: "src/store/retrying.ts",
+    find: "if (standing === undefined || isBodyOf(standing, body)) return standing;",
+    replace: "if (standing === undefined || body.length > 0) return standing;",
+    why: "one damaged answer makes an owner believe that it was fenced",
+    test: {
+      file: "test/store/retrying.test.ts",
+      name: "one damaged answer does not make a put of one's own somebody else's",
+    },
+  },
 ];

@@ -103,15 +103,15 @@ export const readingMutants: readonly Mutant[] = [
   {
     name: "impatient-while-serving",
     file: "src/store/patient.ts",
-    find: "if (!this.#isServing || options?.signal?.aborted === true",
-    replace: "if (this.#isServing || options?.signal?.aborted === true",
+    find: "if (!this.#isServing || options?.once === true",
+    replace: "if (this.#isServing || options?.once === true",
     why: "revoked credentials turn into I/O errors of a mounted file system",
   },
   {
     name: "unavailable-not-retried",
     file: "src/store/retrying.ts",
-    find: "if (attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;",
-    replace: "if (attempts >= (limits.maxAttempts ?? 3) || isLate) throw error;",
+    find: "if (options.once === true || attempts >= (limits.maxAttempts ?? Infinity) || isLate) throw error;",
+    replace: "if (options.once === true || attempts >= (limits.maxAttempts ?? 3) || isLate) throw error;",
     why: "an outage of the store turns into errors at attach",
     test: {
       file: "test/store/retrying.test.ts",
