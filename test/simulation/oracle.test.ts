@@ -106,3 +106,16 @@ test("blocks that read as zero are explained by whichever zeroing there was", ()
   reopened(oracle, "b", image({ 0: 1, 1: 1 }));
   assert.equal(zeroed.durable, true);
 });
+
+test("a write that went with the zeroes over it, or did not, is no proof that the volume was ever written", () => {
+  const lost = owned();
+  written(lost.oracle, lost.line, 1);
+  lost.oracle.answered(lost.line, lost.oracle.issue(lost.line, 0, 4, true), false);
+  flush(lost.oracle, reopened(lost.oracle, "a", image({}), "unsynced"));
+  assert.equal(lost.oracle.everWritten, false);
+  const kept = owned();
+  written(kept.oracle, kept.line, 1);
+  kept.oracle.answered(kept.line, kept.oracle.issue(kept.line, 0, 4, true), false);
+  flush(kept.oracle, reopened(kept.oracle, "a", image({}), "none"));
+  assert.equal(kept.oracle.everWritten, true, "the death of a process loses neither");
+});

@@ -25,6 +25,8 @@ export interface Operation {
   durable: boolean;
   /** It changed nothing that could be seen. */
   vacuous: boolean;
+  /** It may have been lost with what was written over it: taken for held, but proof of nothing. */
+  unproven: boolean;
   pending: boolean;
   /** Decided to have been lost: must never be seen. */
   lost: boolean;
@@ -143,6 +145,7 @@ export class Oracle {
       flushed: false,
       durable: false,
       vacuous: zero && this.#isZero(line, lba, blocks),
+      unproven: false,
       pending: true,
       lost: line.superseded,
     };
@@ -217,7 +220,7 @@ export class Oracle {
         throw new OracleError(`a former owner closed well, without version ${operation.id} in S3`);
       operation.flushed = true;
       operation.durable = true;
-      this.everWritten ||= operation.version !== 0;
+      this.everWritten ||= operation.version !== 0 && !operation.unproven;
     }
     line.fold();
   }
@@ -244,6 +247,7 @@ export class Oracle {
     const held = this.#explain(main, image, mustHold);
     for (const operation of main.operations) {
       if (held.has(operation)) {
+        operation.unproven ||= !mustHold(operation) && !isSeen(operation, image);
         // Where damage hides all of it, nobody has seen that it took effect.
         if (isVisible(operation, image)) operation.known = Math.min(operation.known, this.#now);
         if (!sameOwner) operation.durable = true;
@@ -319,7 +323,7 @@ export class Oracle {
         throw new OracleError(`a former owner acknowledged a flush of version ${operation.id}, which S3 does not hold`);
       }
       operation.durable = true;
-      this.everWritten ||= operation.version !== 0;
+      this.everWritten ||= operation.version !== 0 && !operation.unproven;
     }
     if (toStore) line.fold();
   }
@@ -342,4 +346,9 @@ function newestVersions(line: Line, held: ReadonlySet<Operation>): Int32Array {
   const newest = Int32Array.from(line.base);
   for (const { lba, blocks, version } of held) newest.fill(version, lba, lba + blocks);
   return newest;
+}
+
+/** The image shows what it wrote, somewhere. */
+function isSeen({ lba, blocks, version }: Operation, image: Int32Array): boolean {
+  return image.subarray(lba, lba + blocks).includes(version);
 }

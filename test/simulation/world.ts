@@ -201,7 +201,9 @@ export class World {
       const image = await this.readImage(node, volume, oracle);
       const line = oracle.opened(node.name, epoch, image, node.risk);
       node.risk = "none";
-      const isWritten = !oracle.deleted && (oracle.everWritten || image.some((version) => version > 0));
+      // Who comes too late sees the volume as it was before its successors wrote, and can make nothing last.
+      const isWritten =
+        !oracle.deleted && ((oracle.everWritten && !line.superseded) || image.some((version) => version > 0));
       if (isWritten && volume.status().neverWritten) {
         throw new OracleError("a volume that was written is said to be empty: it would be formatted");
       }
