@@ -149,7 +149,7 @@ export class Supervisor {
     const child = this.#parts.start("standby");
     this.#standby = child;
     child.onProgress((progress) => {
-      if (progress !== "standing-by") return;
+      if (progress !== "standing-by" || this.#standby !== child) return;
       this.#standbyFailures = 0;
       log.info("a standby is there", { operation: "supervise", standbyPid: child.pid });
     });

@@ -25,8 +25,11 @@ import { LedgerProcess } from "./ledger-process.ts";
 
 /** Longest time from the users' recovery to the next kill. */
 const quietMs = 1500;
-/** After so many rounds everything stops and is looked at. */
-const inspectionRounds = 50;
+/**
+ * After so many rounds everything stops and is looked at, and the volumes are made anew: nothing collects what is
+ * overwritten, and the guest's memory is the store.
+ */
+const inspectionRounds = 25;
 /** In so many rounds there is one each of the deaths that are not the serving process's alone. */
 const wayEvery = 10;
 
@@ -101,12 +104,8 @@ async function onCluster(torture: Torture, serverFlags: readonly string[], strik
   const cluster = await Cluster.start({ serverFlags });
   let users: User[] = [];
   try {
-    const claims = (["ext4", "xfs"] as const).map((use) => new Claim(cluster, { name: `torture-${use}`, use }));
-    for (const claim of claims) await claim.bringUp();
     const complaints = await countComplaints();
-    const ledgers = claims.map((claim) => new LedgerProcess(`${claim.target}/ledger`));
-    for (const ledger of ledgers) await ledger.prepare();
-    users = claims.map((claim, index) => putToWork(claim, ledgers[index]));
+    users = await putToWork(cluster);
     for (const round of roundsOf(torture)) {
       await untilAllWrite(users);
       if (serverFlags.length > 0) await cluster.nodes[0].server.logged("a standby is there");
@@ -117,7 +116,8 @@ async function onCluster(torture: Torture, serverFlags: readonly string[], strik
         await rest(torture, users);
         await inspect(users, complaints);
         torture.figures.count("inspections in between");
-        users = users.map(({ claim, ledger }) => putToWork(claim, ledger));
+        for (const { claim } of users) await claim.remove();
+        users = await putToWork(cluster);
       }
     }
     await rest(torture, users);
@@ -126,6 +126,7 @@ async function onCluster(torture: Torture, serverFlags: readonly string[], strik
       await residentBytes(cluster.nodes[0].server.servingPid),
     );
     await inspect(users, complaints);
+    const claims = users.map(({ claim }) => claim);
     await crashMachine(cluster, claims, { lost: claims });
     for (const { ledger } of users) await ledger.mustHold();
     for (const { claim } of users) await claim.remove();
@@ -157,9 +158,14 @@ async function runRound(
   if (users.some(({ load }) => !load.isRunning)) throw new Error("a verified load has ended with an error");
 }
 
-function putToWork(claim: Claim, ledger: LedgerProcess): User {
-  ledger.start();
-  return { claim, ledger, load: new VerifiedLoad(`${claim.target}/file`, { firstSeed: ledger.acknowledged + 1 }) };
+/** New volumes, each with its users. */
+async function putToWork(cluster: Cluster): Promise<User[]> {
+  const claims = (["ext4", "xfs"] as const).map((use) => new Claim(cluster, { name: `torture-${use}`, use }));
+  for (const claim of claims) await claim.bringUp();
+  const users = claims.map((claim) => ({ claim, ledger: new LedgerProcess(`${claim.target}/ledger`) }));
+  for (const { ledger } of users) await ledger.prepare();
+  for (const { ledger } of users) ledger.start();
+  return users.map((user) => ({ ...user, load: new VerifiedLoad(`${user.claim.target}/file`) }));
 }
 
 function untilAllWrite(users: readonly User[]): Promise<unknown> {
