@@ -106,11 +106,16 @@ test("the production tree is small, and each of its packages can be accounted fo
 
 const sources = globSync("src/**/*.ts", { cwd: root }).map((path) => ({ path, text: read(path) }));
 
-test("programs are started at two places, never by a shell, and code is made from text nowhere", () => {
+test("programs are started at three places, never by a shell, and code is made from text nowhere", () => {
   const starting = sources
     .filter(({ text }) => /from "node:(child_process|cluster)"/.test(text))
     .map(({ path }) => path);
-  assert.deepEqual(starting.toSorted(), ["src/host/process.ts", "src/nbd/kernel/device-probe.ts"]);
+  const [supervise, ...others] = starting.toSorted();
+  assert.deepEqual(others, ["src/host/process.ts", "src/nbd/kernel/device-probe.ts"]);
+  // The supervisor starts this program again, and nothing else.
+  assert.equal(supervise, "src/cli/supervise.ts");
+  const started = [...read(supervise).matchAll(/\bspawn\(([^,]*),/g)].map((match) => match[1]);
+  assert.deepEqual(started, ["process.execPath"]);
   for (const { path, text } of sources) {
     assert.doesNotMatch(text, /\bshell\s*:/, path);
     assert.doesNotMatch(text, /\b(execSync|execFileSync|spawnSync|fork)\s*\(/, path);
@@ -122,7 +127,8 @@ test("programs are started at two places, never by a shell, and code is made fro
 
 test("the environment is read where the process starts, and certificates are verified everywhere", () => {
   for (const { path, text } of sources) {
-    if (text.includes("process.env")) assert.match(path, /^src\/cli\/(main|process|process-protection)\.ts$/);
+    if (text.includes("process.env"))
+      assert.match(path, /^src\/cli\/(main|process|process-protection|supervised-server)\.ts$/);
     assert.doesNotMatch(text, /rejectUnauthorized: false|NODE_TLS_REJECT_UNAUTHORIZED|insecureSkipVerify/, path);
   }
 });

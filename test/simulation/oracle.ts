@@ -216,7 +216,7 @@ export class Oracle {
   closed(line: Line): void {
     for (const operation of line.operations) {
       if (operation.known === Infinity || operation.vacuous) continue;
-      if (operation.lost && !this.ended)
+      if (operation.lost && !this.deleted)
         throw new OracleError(`a former owner closed well, without version ${operation.id} in S3`);
       operation.flushed = true;
       operation.durable = true;
@@ -289,6 +289,10 @@ export class Oracle {
       }
       for (const operation of held) if (operation.issued > ceiling) held.delete(operation);
     }
+    // Zeroes over zeroes hold, whether the moment before them or the one behind them is what is seen.
+    for (const operation of line.operations) {
+      if (mustHold(operation) && isZeroAnyway(operation, image)) held.add(operation);
+    }
     const newest = newestVersions(line, held);
     const wrong = image.findIndex((version, block) => version !== newest[block] && version >= 0 && newest[block] >= 0);
     const missing = line.operations.find((operation) => mustHold(operation) && !held.has(operation));
@@ -339,6 +343,11 @@ export class Oracle {
 
 function isVisible({ lba, blocks }: Operation, image: Int32Array): boolean {
   return image.subarray(lba, lba + blocks).some((version) => version >= 0);
+}
+
+/** It zeroed what reads as zero. */
+function isZeroAnyway({ lba, blocks, version }: Operation, image: Int32Array): boolean {
+  return version === 0 && image.subarray(lba, lba + blocks).every((seen) => seen <= 0);
 }
 
 /** What each block reads as with these operations. */
