@@ -111,8 +111,11 @@ export class Admission {
       }
       if (pressure < 1 && journal.hasRoom(blocks)) return;
       push();
-      // Room comes with a file made ready or with space given back; the pause is for pressure of other kinds.
-      const room = journal.hasRoom(blocks) ? clock.sleep(LONGEST_PAUSE_MS / 10) : journal.waitForRoom();
+      // Room comes with a file made ready or with space given back; the pauses are for pressure of other kinds, and for a
+      // disk that refused another file: it does not say when it takes one again, and has to be asked.
+      const room = journal.hasRoom(blocks)
+        ? clock.sleep(LONGEST_PAUSE_MS / 10)
+        : Promise.race([journal.waitForRoom(), clock.sleep(LONGEST_PAUSE_MS)]);
       this.#waitsForRoom = true;
       this.#forecast.noticed(pressure);
       await Promise.race([room, this.#ended.promise]).finally(() => (this.#waitsForRoom = false));

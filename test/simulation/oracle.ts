@@ -322,8 +322,8 @@ export class Oracle {
     for (const operation of covered) {
       operation.flushed = true;
       if (!toStore) continue;
-      // What a deleted volume's former owner is told makes no difference any more.
-      if (operation.lost && !operation.vacuous && !this.ended) {
+      // What the former owner of a volume is told that is being deleted makes no difference any more.
+      if (operation.lost && !operation.vacuous && !this.deleted) {
         throw new OracleError(`a former owner acknowledged a flush of version ${operation.id}, which S3 does not hold`);
       }
       operation.durable = true;
