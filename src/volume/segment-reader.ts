@@ -48,7 +48,7 @@ export interface SegmentReaderStats {
 const MAX_GAP_PARTS = 4;
 const MAX_GET_PARTS = 32;
 const ADMIT_STEP_PARTS = 16;
-/** So long an uploaded object may keep memory from the next upload; a disk takes the largest in half the time. */
+/** So long an uploaded object may keep memory from the next upload, looked at whenever the cache's disk has taken some. */
 const MAX_HELD_MS = 250;
 /** Before a body that was wrong twice is fetched for the last time. */
 const REFETCH_PAUSE_MS = 100;
