@@ -2,16 +2,14 @@
  * The block cache: parts of 64 KiB of the volumes' immutable objects in one file on the node's disk. One cache serves
  * all volumes of a thread. Content never goes stale, because an object's identity is never used twice.
  *
- * - Every byte served was compared with a checksum made when it came from S3, by 4 KiB and seeded with the part's
- *   identity: rot, swapped and rolled-back content is found, dropped, counted and answered as a miss. Only
- *   readUnverifiedSync leaves that to its caller.
+ * - Nothing served was compared with anything: who reads holds a checksum of these bytes that is bound to the object's
+ *   identity (frames of a segment, pages of a map), finds rot, swapped and rolled-back content by it, and calls drop().
  * - Nothing here may fail a read of a volume: errors of the disk turn into misses, and into a cache that is off.
  * - Filling never waits: parts are copied into a ring of buffers, written behind by one write at a time (the thread pool
  *   also serves the journal's syncs), served from there meanwhile, and left out while the ring is full.
- * - The file is never synced: after a loss of power the checksums sort out what is left.
+ * - The file is never synced: after a loss of power its readers sort out what is left.
  */
 import { assert } from "../base/assert.ts";
-import { crc32 } from "../base/checksum.ts";
 import type { Clock } from "../base/clock.ts";
 import type { Disk, DiskFile } from "../base/disk.ts";
 import { describe, isKind, OperationError } from "../base/errors.ts";
@@ -24,7 +22,6 @@ import {
   type ObjectIdentity,
   PART_BYTES,
   SUB_BLOCK_BYTES,
-  SUB_BLOCKS,
 } from "./cache-index.ts";
 import type { VolumeUid } from "./identity.ts";
 
@@ -48,7 +45,6 @@ const UNTIMED_READS = 3;
 const SLOW_READ_CREDIT = 32;
 /** So many disk errors turn the cache off. */
 const MAX_DISK_ERRORS = 8;
-const SEED_STEP = 0x9e3779b1;
 
 export interface BlockCacheOptions {
   /** Undefined, or a capacity under 4 MiB: no cache, every read is a miss. */
@@ -58,7 +54,7 @@ export interface BlockCacheOptions {
   log: Log;
   /** Memory for parts on their way to the disk; default 16 MiB. */
   writeBufferBytes?: number;
-  /** Limit of the index's memory, and so of the cache: default 128 MiB, which is enough for 71 GiB. */
+  /** Limit of the index's memory, and so of the cache: default 128 MiB, which is enough for 160 GiB. */
   maxIndexBytes?: number;
 }
 
@@ -71,9 +67,9 @@ export interface BlockCacheStats {
   /** Parts not taken because the disk was too slow for them. */
   refused: number;
   evictions: number;
-  /** Parts dropped because their bytes had changed on the disk. */
+  /** Parts that a reader found wrong: their bytes have changed on the disk. */
   rotten: number;
-  /** The same for parts of an earlier process whose slot was used again after its index was saved: no damage. */
+  /** The same for parts of an earlier process: mostly no damage, but slots used again after its index was saved. */
   outdated: number;
   diskErrors: number;
   parts: number;
@@ -108,8 +104,6 @@ export class BlockCache {
   #lastWasSlow = false;
   #untimedReads = 0;
   #failedWrites = 0;
-  readonly #scratch = Buffer.allocUnsafeSlow(PART_BYTES);
-  readonly #scratchBlocks: readonly Buffer[];
   readonly #counts = { hits: 0, hitBytes: 0, misses: 0, inserts: 0, refused: 0, rotten: 0, outdated: 0, diskErrors: 0 };
 
   /** Opens the cache in `disk`, warm where an earlier process left one there. Never fails: see stats().state. */
@@ -140,27 +134,27 @@ export class BlockCache {
     this.#ring = Buffer.allocUnsafeSlow(this.#ringParts * PART_BYTES);
     this.#ringSlots = new Uint32Array(this.#ringParts);
     this.#savedAtMs = options.clock.monotonicMs();
-    this.#scratchBlocks = Array.from({ length: SUB_BLOCKS }, (_, sub) =>
-      this.#scratch.subarray(sub * SUB_BLOCK_BYTES, (sub + 1) * SUB_BLOCK_BYTES),
-    );
   }
 
   /**
-   * Fills `target` with the bytes of `object` from `offset`, where all of them are cached and intact. False: nothing is
-   * known about `target`'s content. Blocks the thread for the disk where the page cache has not got them: see
-   * readsAreSlow().
+   * Fills `target` with the cached bytes of `object` from `offset`; false where not all of them are here: nothing is
+   * known about `target`'s content then. They were compared with nothing: see above. Blocks the thread for the disk where
+   * the page cache has not got them: see readsAreSlow().
    */
   readSync(object: ObjectIdentity, offset: number, target: Buffer): boolean {
-    return this.#readParts(object, offset, target, true);
-  }
-
-  /**
-   * Like readSync, but nothing is compared: for callers that hold a checksum of exactly these bytes which is bound to
-   * the object's identity (frames), and who call drop() when it does not match. About twice as fast as readSync for a
-   * frame, because frames do not begin at multiples of 4 KiB.
-   */
-  readUnverifiedSync(object: ObjectIdentity, offset: number, target: Buffer): boolean {
-    return this.#readParts(object, offset, target, false);
+    const within = offset % PART_BYTES;
+    const part = (offset - within) / PART_BYTES;
+    if (within + target.length <= PART_BYTES) {
+      return this.#readPartSync(object, part, within, target) ? this.#hit(target.length) : this.#miss();
+    }
+    let done = 0;
+    for (let next = part; done < target.length; next += 1) {
+      const start = next === part ? within : 0;
+      const step = Math.min(PART_BYTES - start, target.length - done);
+      if (!this.#readPartSync(object, next, start, target.subarray(done, done + step))) return this.#miss();
+      done += step;
+    }
+    return this.#hit(target.length);
   }
 
   /** Like readSync, off the thread. */
@@ -183,7 +177,7 @@ export class BlockCache {
     return this.#slowCredit > 0;
   }
 
-  /** True where the part is cached; whether it is intact shows when it is read. */
+  /** True where the part is cached; whether it is intact is its reader's to find. */
   has(object: ObjectIdentity, part: number): boolean {
     return this.#find(object, part) !== NO_SLOT;
   }
@@ -206,12 +200,6 @@ export class BlockCache {
     this.#ringUsed += 1;
     this.#ringSlots[place] = slot;
     bytes.copy(this.#ring, place * PART_BYTES);
-    const seed = index.seed(slot);
-    for (let sub = 0; sub * SUB_BLOCK_BYTES < bytes.length; sub += 1) {
-      const end = Math.min(bytes.length, (sub + 1) * SUB_BLOCK_BYTES);
-      const checksum = crc32(bytes.subarray(sub * SUB_BLOCK_BYTES, end), subSeed(seed, sub));
-      index.checksums[slot * SUB_BLOCKS + sub] = checksum;
-    }
     this.#pending.set(slot, place);
     this.#counts.inserts += 1;
     this.#unsavedParts += 1;
@@ -219,7 +207,7 @@ export class BlockCache {
     return true;
   }
 
-  /** Drops the parts that [offset, offset + length) touches: the caller found their bytes wrong. */
+  /** Drops the parts that [offset, offset + length) touches: their reader found the bytes wrong. */
   drop(object: ObjectIdentity, offset: number, length: number): void {
     for (let part = Math.floor(offset / PART_BYTES); part * PART_BYTES < offset + length; part += 1) {
       const slot = this.#find(object, part);
@@ -268,24 +256,7 @@ export class BlockCache {
     });
   }
 
-  #readParts(object: ObjectIdentity, offset: number, target: Buffer, verified: boolean): boolean {
-    const within = offset % PART_BYTES;
-    const part = (offset - within) / PART_BYTES;
-    if (within + target.length <= PART_BYTES) {
-      const intact = this.#readPartSync(object, part, within, target, verified);
-      return intact ? this.#hit(target.length) : this.#miss();
-    }
-    let done = 0;
-    for (let next = part; done < target.length; next += 1) {
-      const start = next === part ? within : 0;
-      const step = Math.min(PART_BYTES - start, target.length - done);
-      if (!this.#readPartSync(object, next, start, target.subarray(done, done + step), verified)) return this.#miss();
-      done += step;
-    }
-    return this.#hit(target.length);
-  }
-
-  #readPartSync(object: ObjectIdentity, part: number, within: number, target: Buffer, verified: boolean): boolean {
+  #readPartSync(object: ObjectIdentity, part: number, within: number, target: Buffer): boolean {
     const slot = this.#find(object, part);
     const index = this.#index;
     const file = this.#file;
@@ -296,11 +267,7 @@ export class BlockCache {
     const timed = this.#untimedReads === 0;
     const started = timed ? this.#clock.monotonicMs() : 0;
     try {
-      if (verified) {
-        if (!this.#readChecked(file, index, slot, within, target)) return this.#dropDamaged(slot);
-      } else {
-        file.readSync(target, slot * PART_BYTES + within);
-      }
+      file.readSync(target, slot * PART_BYTES + within);
     } catch (error) {
       return this.#readFailed(slot, error);
     }
@@ -315,24 +282,6 @@ export class BlockCache {
     this.#untimedReads = isSlow ? 0 : UNTIMED_READS;
   }
 
-  /** Reads the whole 4 KiB blocks around the range, because only they have checksums. */
-  #readChecked(file: DiskFile, index: CacheIndex, slot: number, within: number, target: Buffer): boolean {
-    const first = Math.floor(within / SUB_BLOCK_BYTES);
-    const start = first * SUB_BLOCK_BYTES;
-    const end = Math.min(Math.ceil((within + target.length) / SUB_BLOCK_BYTES) * SUB_BLOCK_BYTES, index.length(slot));
-    const bytes = this.#scratch.subarray(start, end);
-    file.readSync(bytes, slot * PART_BYTES + start);
-    const seed = index.seed(slot);
-    for (let sub = first; sub * SUB_BLOCK_BYTES < end; sub += 1) {
-      const whole = (sub + 1) * SUB_BLOCK_BYTES <= end;
-      const block = whole ? this.#scratchBlocks[sub] : this.#scratch.subarray(sub * SUB_BLOCK_BYTES, end);
-      if (crc32(block, subSeed(seed, sub)) !== index.checksums[slot * SUB_BLOCKS + sub]) return false;
-    }
-    this.#scratch.copy(target, 0, within, within + target.length);
-    index.setProven(slot);
-    return true;
-  }
-
   async #readPart(object: ObjectIdentity, part: number, within: number, target: Buffer): Promise<boolean> {
     const slot = this.#find(object, part);
     const index = this.#index;
@@ -341,27 +290,14 @@ export class BlockCache {
     if (within + target.length > index.length(slot)) return false;
     index.touch(slot, Math.floor(within / SUB_BLOCK_BYTES));
     if (index.isBusy(slot)) return this.#copyPending(slot, within, target);
-    const first = Math.floor(within / SUB_BLOCK_BYTES);
-    const start = first * SUB_BLOCK_BYTES;
-    const end = Math.min(Math.ceil((within + target.length) / SUB_BLOCK_BYTES) * SUB_BLOCK_BYTES, index.length(slot));
-    const bytes = Buffer.allocUnsafe(end - start);
     this.#slowCredit = Math.max(0, this.#slowCredit - 1);
     try {
-      await file.read(bytes, slot * PART_BYTES + start);
+      await file.read(target, slot * PART_BYTES + within);
     } catch (error) {
       return this.#find(object, part) === slot ? this.#readFailed(slot, error) : false;
     }
-    // The slot may have been given to another part meanwhile: then its bytes prove nothing.
-    if (this.#find(object, part) !== slot || index.isBusy(slot)) return false;
-    const seed = index.seed(slot);
-    for (let sub = first; sub * SUB_BLOCK_BYTES < end; sub += 1) {
-      const at = sub * SUB_BLOCK_BYTES - start;
-      const checksum = crc32(bytes.subarray(at, at + SUB_BLOCK_BYTES), subSeed(seed, sub));
-      if (checksum !== index.checksums[slot * SUB_BLOCKS + sub]) return this.#dropDamaged(slot);
-    }
-    index.setProven(slot);
-    bytes.copy(target, 0, within - start, within - start + target.length);
-    return true;
+    // The slot may have been given to another part meanwhile.
+    return this.#find(object, part) === slot && !index.isBusy(slot);
   }
 
   #copyPending(slot: number, within: number, target: Buffer): boolean {
@@ -502,10 +438,6 @@ export class BlockCache {
       });
     }
   }
-}
-
-function subSeed(seed: number, sub: number): number {
-  return (seed + Math.imul(sub, SEED_STEP)) >>> 0;
 }
 
 /** The cache file, and how many parts it may hold; a file larger than that is begun anew. */

@@ -1,32 +1,32 @@
 /**
  * The index of the block cache on disk, so that a restarted server finds its cache warm. All little-endian.
  *
- *   header   0 u32 magic "S3BI" | 4 u16 version 1 | 6 u16 0 | 8 u32 slots | 12 u32 rows | 16 u32 uids | 20 u32 0 |
+ *   header   0 u32 magic "S3BI" | 4 u16 version 2 | 6 u16 0 | 8 u32 slots | 12 u32 rows | 16 u32 uids | 20 u32 0 |
  *            24 u32 0 | 28 u32 crc32 of bytes 0 … 28 and of the uids, 16 bytes each, which follow
  *   groups   of 1024 rows (the last one shorter): rows, then u32 crc32 of them, seeded with the header's crc32 + number
  *   row      0 u32 slot (0xffffffff: empty row) | 4 u16 owner (uid number × 2 + 1 for a map) | 6 u16 part |
- *            8 u32 epoch | 12 u64 sequence | 20 u16 length − 1 | 22 u8 1: main queue | 23 u8 uses | 24 16 × u32 checksums
+ *            8 u32 epoch | 12 u64 sequence | 20 u16 length − 1 | 22 u8 1: main queue | 23 u8 uses
  *
  * The file is a hint: it is written while the cache changes, may be old, and a damaged group is left out. It can never
- * make the cache serve wrong bytes, because every read is checked against checksums that are seeded with the identity
- * of the part. It replaces the former one by rename, after a sync.
+ * make a volume serve wrong bytes, because who reads a part holds checksums that are bound to the object's identity.
+ * It replaces the former one by rename, after a sync.
  */
 import { crc32 } from "../base/checksum.ts";
 import type { Clock } from "../base/clock.ts";
 import type { Disk, DiskFile } from "../base/disk.ts";
 import { isKind, OperationError } from "../base/errors.ts";
-import { type CacheIndex, type CacheRow, NO_SLOT, SUB_BLOCKS } from "./cache-index.ts";
+import { type CacheIndex, type CacheRow, NO_SLOT } from "./cache-index.ts";
 import type { VolumeUid } from "./identity.ts";
 
 const FILE_NAME = "cache-index";
 const NEW_FILE_NAME = "cache-index.new";
 const MAGIC = Buffer.from("S3BI", "latin1").readUInt32LE(0);
-const VERSION = 1;
+const VERSION = 2;
 const HEADER_BYTES = 32;
 const UID_BYTES = 16;
 const NO_UID = "0".repeat(UID_BYTES * 2) as VolumeUid;
 /** Bytes of a row, and so of the index file, per cached part. */
-export const ROW_BYTES = 24 + SUB_BLOCKS * 4;
+export const ROW_BYTES = 24;
 const GROUP_ROWS = 1024;
 
 /** Writes the index. Lets other work run between groups; what changes meanwhile may be in it or not. */
@@ -158,9 +158,6 @@ function encodeRow(target: Buffer, at: number, index: CacheIndex, slot: number):
   target.writeUInt16LE(row.length - 1, at + 20);
   target[at + 22] = row.main ? 1 : 0;
   target[at + 23] = row.uses;
-  for (let sub = 0; sub < SUB_BLOCKS; sub += 1) {
-    target.writeUInt32LE(index.checksums[slot * SUB_BLOCKS + sub], at + 24 + sub * 4);
-  }
 }
 
 function adoptRow(index: CacheIndex, group: Buffer, at: number, uids: VolumeUid[], cacheSlots: number): void {
@@ -177,8 +174,5 @@ function adoptRow(index: CacheIndex, group: Buffer, at: number, uids: VolumeUid[
     uses: group[at + 23] & 3,
   };
   if (row.slot >= cacheSlots || uid === undefined || uid === NO_UID) return;
-  if (!index.adopt(row, uid)) return;
-  for (let sub = 0; sub < SUB_BLOCKS; sub += 1) {
-    index.checksums[row.slot * SUB_BLOCKS + sub] = group.readUInt32LE(at + 24 + sub * 4);
-  }
+  index.adopt(row, uid);
 }

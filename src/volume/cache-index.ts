@@ -1,25 +1,23 @@
 /**
  * The index of the block cache: which slot of the cache file holds which part of which object, and which slot is given
  * up next. Pure memory, no I/O. Columns of typed arrays and one open-addressing table, no JavaScript object per part:
- * 101 to 115 bytes a slot, that is 1.6 to 1.8 MiB per GiB of cache (INDEX_BYTES_PER_SLOT is the upper bound).
+ * 37 to 51 bytes a slot, that is 0.6 to 0.8 MiB per GiB of cache (INDEX_BYTES_PER_SLOT is the upper bound).
  *
  * Eviction is S3-FIFO (Yang et al., SOSP 2023): new parts enter a small queue (a tenth), parts used there go on to the
  * main queue, parts not used leave a fingerprint and enter the main queue when they come back soon. What counts as
  * use is a second read of the same 4 KiB of a part: a sequential reader touches a part sixteen times, and would
  * otherwise look like sixteen users and flush everything else.
  *
- * The index never says that a slot's bytes are right; it holds the checksums by which the reader of the slot knows.
+ * The index never says that a slot's bytes are right: their reader knows by checksums of his own.
  */
 import { assert } from "../base/assert.ts";
-import { crc32 } from "../base/checksum.ts";
 import { CacheGhosts } from "./cache-ghosts.ts";
 import type { VolumeUid } from "./identity.ts";
 
 export const PART_BYTES = 64 * 1024;
-/** The unit of checksums within a part. */
+/** The unit in which reads of a part are told apart. */
 export const SUB_BLOCK_BYTES = 4096;
-export const SUB_BLOCKS = PART_BYTES / SUB_BLOCK_BYTES;
-export const INDEX_BYTES_PER_SLOT = 115;
+export const INDEX_BYTES_PER_SLOT = 51;
 /** "No slot". */
 export const NO_SLOT = 0xffff_ffff;
 
@@ -61,8 +59,6 @@ interface Queue {
 
 export class CacheIndex {
   readonly slotCount: number;
-  /** Sixteen checksums a slot. */
-  readonly checksums: Uint32Array;
   liveCount = 0;
   evictions = 0;
   readonly #owner: Uint16Array;
@@ -87,14 +83,12 @@ export class CacheIndex {
   readonly #ordinals = new Map<VolumeUid, number>();
   readonly #uids: (VolumeUid | undefined)[] = [];
   readonly #freeOrdinals: number[] = [];
-  readonly #seeds: number[] = [];
 
   constructor(slotCount: number) {
     assert(slotCount > 0 && slotCount < NO_SLOT, "a cache index has slots");
     this.slotCount = slotCount;
     this.#freshLimit = slotCount;
     this.#smallTarget = Math.max(1, Math.floor(slotCount / 10));
-    this.checksums = new Uint32Array(slotCount * SUB_BLOCKS);
     this.#owner = new Uint16Array(slotCount);
     this.#part = new Uint16Array(slotCount);
     this.#epoch = new Uint32Array(slotCount);
@@ -112,7 +106,7 @@ export class CacheIndex {
 
   /** Bytes of memory of all columns and tables. */
   memoryBytes(): number {
-    const perSlot = SUB_BLOCKS * 4 + 23;
+    const perSlot = 23;
     return perSlot * this.slotCount + this.#table.byteLength + this.#ghosts.memoryBytes();
   }
 
@@ -185,14 +179,6 @@ export class CacheIndex {
     if ((state & USES) < USES) this.#state[slot] = state + 1;
   }
 
-  /** Seed of the part's checksums, the same in every process: bytes of another part never pass as these. */
-  seed(slot: number): number {
-    const owner = this.#owner[slot];
-    const low = this.#sequenceLow[slot];
-    const own = hash(owner & 1, this.#epoch[slot], low, this.#sequenceHigh[slot], this.#part[slot]);
-    return (own ^ this.#seeds[owner >>> 1]) >>> 0;
-  }
-
   isBusy(slot: number): boolean {
     return (this.#state[slot] & BUSY) !== 0;
   }
@@ -202,13 +188,9 @@ export class CacheIndex {
     this.#state[slot] &= ~BUSY;
   }
 
-  /** True until the first intact read of a slot that was taken over from an earlier process. */
+  /** True where the slot's part was taken over from an earlier process. */
   isRecovered(slot: number): boolean {
     return (this.#state[slot] & RECOVERED) !== 0;
-  }
-
-  setProven(slot: number): void {
-    this.#state[slot] &= ~RECOVERED;
   }
 
   isLive(slot: number): boolean {
@@ -284,19 +266,18 @@ export class CacheIndex {
   }
 
   /**
-   * Takes over a row of an earlier process, in the order of order(); `uid` is whom row.owner meant there. False where
-   * the slot or the part is taken already. The caller sets the slot's checksums. Call endAdoption() after the last.
+   * Takes over a row of an earlier process, in the order of order(), except where the slot or the part is taken already;
+   * `uid` is whom row.owner meant there. Call endAdoption() after the last.
    */
-  adopt(row: CacheRow, uid: VolumeUid): boolean {
-    if (row.slot >= this.slotCount || this.#state[row.slot] !== 0) return false;
+  adopt(row: CacheRow, uid: VolumeUid): void {
+    if (row.slot >= this.slotCount || this.#state[row.slot] !== 0) return;
     const kind = row.owner % 2 === 1 ? "map" : "segment";
     const owner = this.getOwner({ uid, epoch: row.epoch, sequence: row.sequence, kind }, true);
-    if (owner === undefined || this.find(owner, row.epoch, row.sequence, row.part) !== NO_SLOT) return false;
+    if (owner === undefined || this.find(owner, row.epoch, row.sequence, row.part) !== NO_SLOT) return;
     this.#fill(row.slot, { ...row, owner });
     this.#state[row.slot] = LIVE | RECOVERED | (row.main ? IN_MAIN : 0) | row.uses;
     this.#push(row.main ? this.#main : this.#small, row.slot);
     this.#fresh = Math.max(this.#fresh, row.slot + 1);
-    return true;
   }
 
   /** Frees the slots below the highest adopted one that no row claimed. */
@@ -310,7 +291,6 @@ export class CacheIndex {
     const ordinal = this.#freeOrdinals.pop() ?? this.#uids.length;
     if (ordinal >= MAX_OWNERS) return undefined;
     this.#uids[ordinal] = uid;
-    this.#seeds[ordinal] = crc32(Buffer.from(uid, "latin1"));
     this.#ordinals.set(uid, ordinal);
     return ordinal;
   }

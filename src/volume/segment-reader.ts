@@ -98,13 +98,12 @@ export class SegmentReader {
    */
   readFrameSync(object: StoredObject, offset: number, target: Buffer): boolean {
     if (this.#admitted.size > 0 && this.#readAdmitted(object, offset, target)) return true;
-    return !this.#cache.readsAreSlow() && this.#cache.readUnverifiedSync(object, offset, target);
+    return !this.#cache.readsAreSlow() && this.#cache.readSync(object, offset, target);
   }
 
   /**
-   * Stored bytes [offset, offset + length) of `object`, at once where they are cached. Cached bytes were compared with
-   * the checksums made when they came; those from S3 are as S3 gave them. Throws or rejects with "corrupt" where the
-   * object is missing or ends before; "unavailable" when the signal aborts.
+   * Stored bytes [offset, offset + length) of `object`, at once where they are cached, compared with nothing either.
+   * Throws or rejects with "corrupt" where the object is missing or ends before; "unavailable" when the signal aborts.
    */
   read(object: StoredObject, offset: number, length: number): Buffer | Promise<Buffer> {
     assert(length > 0 && offset >= 0, "a read has bytes");

@@ -42,12 +42,9 @@ try {
   const frame = Buffer.allocUnsafe(RAW_FRAME_BYTES);
   measure("readSync, 4096 bytes, aligned", objects, (object, number) => cache.readSync(object, number * 4096, block));
   measure("readSync, frame", objects, (object, number) => cache.readSync(object, number * RAW_FRAME_BYTES, frame));
-  measure("readUnverifiedSync, frame", objects, (object, number) =>
-    cache.readUnverifiedSync(object, number * RAW_FRAME_BYTES, frame),
-  );
   const seeds = objects.map((object) => segmentFrameSeed(object.uid, object.epoch, object.sequence));
-  measure("readUnverifiedSync, frame, and the frame's own checksum", objects, (object, number) => {
-    if (!cache.readUnverifiedSync(object, number * RAW_FRAME_BYTES, frame)) return false;
+  measure("readSync, frame, and the frame's own checksum", objects, (object, number) => {
+    if (!cache.readSync(object, number * RAW_FRAME_BYTES, frame)) return false;
     return isIntactRawFrame(frame, 0, number, seeds[object.sequence - 1]);
   });
   await cache.close();

@@ -257,18 +257,21 @@ test("when the volume closes, what waits ends with an error and nothing new is a
   assert.equal(at.budget.usedBytes(), 0);
 });
 
-test("rot in the cache is healed from S3 by read, and by refetch after a frame read", async () => {
+test("rot in the cache is healed from S3 by refetch, after a frame read and after any other", async () => {
   const at = await bench();
   await check(at, 0, 2 * PART_BYTES);
   await at.cache.settled();
   const file = await at.disk.open("cache-blocks");
   for (const position of [5000, PART_BYTES + 5000]) file.writeSync(Buffer.from("rot"), position);
-  await check(at, 4112, 4112);
+  const rotten = await at.reader.read(at.object, 4112, 4112);
+  assert.notDeepEqual(rotten, at.body.subarray(4112, 8224), "nobody has looked at these bytes yet");
   const frame = Buffer.alloc(4112);
-  assert.ok(at.reader.readFrameSync(at.object, PART_BYTES + 4112, frame), "nobody has looked at these bytes yet");
+  assert.ok(at.reader.readFrameSync(at.object, PART_BYTES + 4112, frame));
   assert.notDeepEqual(frame, at.body.subarray(PART_BYTES + 4112, PART_BYTES + 8224));
-  const healed = await at.reader.refetch(at.object, PART_BYTES + 4112, 4112, () => true);
-  assert.ok(healed.equals(at.body.subarray(PART_BYTES + 4112, PART_BYTES + 8224)));
+  for (const offset of [4112, PART_BYTES + 4112]) {
+    const healed = await at.reader.refetch(at.object, offset, 4112, () => true);
+    assert.ok(healed.equals(at.body.subarray(offset, offset + 4112)));
+  }
   await check(at, 0, 2 * PART_BYTES);
   assert.deepEqual(at.store.gets, ["0+2", "0+1", "1+1"]);
   assert.equal(at.cache.stats().rotten, 2);
@@ -327,7 +330,7 @@ test("where memory is needed for uploads, what the disk of the cache has not tak
   assert.deepEqual(at.store.gets, ["304+1"]);
 });
 
-test("on a slow disk cached reads go off the thread and are still no GETs, and rot found there is healed", async () => {
+test("on a slow disk cached reads go off the thread and are still no GETs", async () => {
   const at = await bench();
   await check(at, 0, 10 * PART_BYTES);
   await at.cache.settled();
@@ -336,8 +339,4 @@ test("on a slow disk cached reads go off the thread and are still no GETs, and r
   assert.equal(at.reader.readFrameSync(at.object, 0, Buffer.alloc(10)), false);
   await check(at, 1000, 9 * PART_BYTES);
   assert.equal(at.store.gets.length, gets);
-  const file = await at.disk.open("cache-blocks");
-  file.writeSync(Buffer.from("rot"), 5000);
-  await check(at, 0, 3 * PART_BYTES);
-  assert.deepEqual(at.store.gets.slice(gets), ["0+1"]);
 });

@@ -18,12 +18,8 @@ export interface CacheReport {
 
 export async function damageCache(options: { seed: number; trials: number }): Promise<CacheReport> {
   const report: CacheReport = { trials: 0, damagedParts: 0 };
-  const parts = someParts(PARTS, 5).map((part) => ({ ...part, bytes: part.bytes.subarray(0, 12_288) }));
-  const former = someParts(PARTS, 6).map(({ object, part, bytes }) => ({
-    object: { ...object, sequence: object.sequence + 1000 },
-    part,
-    bytes: bytes.subarray(0, 12_288),
-  }));
+  const parts = someParts(PARTS, 5, { maxFrames: 3 });
+  const former = someParts(PARTS, 6, { maxFrames: 3, firstSequence: 1000 });
   const now = await cacheFiles(parts);
   const before = await cacheFiles(former);
   for (let trial = 0; trial < options.trials; trial += 1) {
@@ -62,7 +58,7 @@ export async function damageCache(options: { seed: number; trials: number }): Pr
   return report;
 }
 
-/** Two rows of the index exchange the parts that they name, and keep slot and checksums; the file's own are mended. */
+/** Two rows of the index exchange the parts that they name, and keep their slots; the file's checksums are mended. */
 function exchangeNames(index: Buffer, one: number, other: number): void {
   const rowsAt = index.length - 4 - PARTS * ROW_BYTES;
   const rows = [one, other].map((slot) => {
@@ -76,5 +72,5 @@ function exchangeNames(index: Buffer, one: number, other: number): void {
 }
 
 function copySlot(from: Buffer, fromSlot: number, to: Buffer, toSlot: number): void {
-  from.copy(to, toSlot * PART_BYTES, fromSlot * PART_BYTES, fromSlot * PART_BYTES + 12_288);
+  from.copy(to, toSlot * PART_BYTES, fromSlot * PART_BYTES, fromSlot * PART_BYTES + PART_BYTES);
 }

@@ -1,6 +1,7 @@
 /**
- * The block cache's two files. Whatever is in them, a read answers the bytes that were cached under this identity, or
- * a miss: the checksums are seeded with the identity, so neither forged rows nor moved or older content is served.
+ * The block cache's two files, read as the engine reads them: frame by frame, each verified by its own checksum.
+ * Whatever is in the files, what passes are the bytes that were cached under this identity: neither forged rows nor moved
+ * or older content is served.
  */
 import assert from "node:assert/strict";
 import { crc32 } from "../../../src/base/checksum.ts";
@@ -9,17 +10,26 @@ import { MemoryDisk } from "../../../src/base/memory-disk.ts";
 import { SeededRandom } from "../../../src/base/seeded-random.ts";
 import { BlockCache } from "../../../src/volume/block-cache.ts";
 import { type ObjectIdentity, PART_BYTES } from "../../../src/volume/cache-index.ts";
+import {
+  FRAME_HEADER_BYTES,
+  isIntactRawFrame,
+  RAW_FRAME_BYTES,
+  sealRawFrame,
+  segmentFrameSeed,
+} from "../../../src/volume/format/frame.ts";
 import type { VolumeUid } from "../../../src/volume/identity.ts";
 import { VirtualClock } from "../../simulation/virtual-clock.ts";
 import type { FuzzTarget } from "../target.ts";
 
 const CAPACITY_BYTES = 64 * PART_BYTES;
-export const ROW_BYTES = 88;
+export const ROW_BYTES = 24;
 const HEADER_BYTES = 32;
 
 interface CachedPart {
   object: ObjectIdentity;
   part: number;
+  /** Frames of consecutive blocks from `lba`. */
+  lba: number;
   bytes: Buffer;
 }
 
@@ -27,19 +37,31 @@ function openCache(disk: MemoryDisk): Promise<BlockCache> {
   return BlockCache.open({ disk, capacityBytes: CAPACITY_BYTES, clock: new VirtualClock(), log: nullLog });
 }
 
-/** Parts of several objects of two volumes, data and map, whole and short. */
-export function someParts(count: number, seed: number): CachedPart[] {
+const seedOf = ({ uid, epoch, sequence }: ObjectIdentity): number => segmentFrameSeed(uid, epoch, sequence);
+
+/** Parts of several objects of two volumes, data and map, long and short. */
+export function someParts(
+  count: number,
+  seed: number,
+  { maxFrames = Math.floor(PART_BYTES / RAW_FRAME_BYTES), firstSequence = 0 } = {},
+): CachedPart[] {
   const random = new SeededRandom(seed);
-  return Array.from({ length: count }, (_, index) => ({
-    object: {
+  return Array.from({ length: count }, (_, index) => {
+    const object: ObjectIdentity = {
       uid: (index % 2 === 0 ? "a" : "b").repeat(32) as VolumeUid,
       epoch: 1 + (index % 3),
-      sequence: index,
+      sequence: firstSequence + index,
       kind: index % 4 === 0 ? "map" : "segment",
-    },
-    part: index % 2,
-    bytes: random.bytes(index % 5 === 0 ? 1 + random.below(PART_BYTES) : PART_BYTES),
-  }));
+    };
+    const lba = random.below(1000);
+    const frames = index % 5 === 0 ? 1 + random.below(maxFrames) : maxFrames;
+    const bytes = Buffer.alloc(frames * RAW_FRAME_BYTES);
+    for (let frame = 0; frame < frames; frame += 1) {
+      random.bytes(RAW_FRAME_BYTES - FRAME_HEADER_BYTES).copy(bytes, frame * RAW_FRAME_BYTES + FRAME_HEADER_BYTES);
+      sealRawFrame(bytes, frame * RAW_FRAME_BYTES, lba + frame, seedOf(object));
+    }
+    return { object, part: index % 2, lba, bytes };
+  });
 }
 
 /** The files of a cache that holds `parts`. */
@@ -62,7 +84,7 @@ async function contentOf(disk: MemoryDisk, name: string): Promise<Buffer> {
   return bytes;
 }
 
-/** Opens a cache over the files and reads every part; answers how many were served, each with its right bytes. */
+/** Opens a cache over the files and reads every part; answers how many were served whole, each with its right bytes. */
 export async function servedParts(
   files: { index: Buffer; blocks: Buffer },
   parts: readonly CachedPart[],
@@ -78,16 +100,25 @@ export async function servedParts(
   }
   const cache = await openCache(disk);
   let served = 0;
-  for (const [index, { object, part, bytes }] of parts.entries()) {
-    const target = Buffer.alloc(bytes.length);
-    const offset = part * PART_BYTES;
-    const hit = index % 2 === 0 ? cache.readSync(object, offset, target) : await cache.read(object, offset, target);
-    if (!hit) continue;
-    served += 1;
-    assert.ok(target.equals(bytes), `wrong bytes for sequence ${object.sequence}`);
-  }
+  for (const [index, each] of parts.entries()) if (await isServed(cache, each, index % 2 === 0)) served += 1;
   await cache.close();
   return served;
+}
+
+/** Reads the part's frames, as the engine does; false where one of them is not there or does not hold. */
+async function isServed(cache: BlockCache, { object, part, lba, bytes }: CachedPart, sync: boolean): Promise<boolean> {
+  const frame = Buffer.alloc(RAW_FRAME_BYTES);
+  for (let at = 0; at < bytes.length; at += RAW_FRAME_BYTES) {
+    const offset = part * PART_BYTES + at;
+    const hit = sync ? cache.readSync(object, offset, frame) : await cache.read(object, offset, frame);
+    if (!hit) return false;
+    if (!isIntactRawFrame(frame, 0, lba + at / RAW_FRAME_BYTES, seedOf(object))) {
+      cache.drop(object, offset, RAW_FRAME_BYTES);
+      return false;
+    }
+    assert.ok(frame.equals(bytes.subarray(at, at + RAW_FRAME_BYTES)), `wrong bytes for sequence ${object.sequence}`);
+  }
+  return true;
 }
 
 /** Right checksums over whatever header and rows the index has, as far as one group of rows goes. */
