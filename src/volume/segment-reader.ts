@@ -48,7 +48,10 @@ export interface SegmentReaderStats {
 const MAX_GAP_PARTS = 4;
 const MAX_GET_PARTS = 32;
 const ADMIT_STEP_PARTS = 16;
-/** So long an uploaded object may keep memory from the next upload, looked at whenever the cache's disk has taken some. */
+/**
+ * So long an uploaded object may keep memory from the next upload, and so often that is asked while the cache's disk takes
+ * nothing.
+ */
 const MAX_HELD_MS = 250;
 /** Before a body that was wrong twice is fetched for the last time. */
 const REFETCH_PAUSE_MS = 100;
@@ -160,7 +163,8 @@ export class SegmentReader {
   /**
    * Puts an object that was just uploaded into the cache, a MiB at a time and as fast as the cache's disk takes it; it
    * is read from `body`, which is borrowed until the promise resolves, meanwhile. Where `isWanted` says that its memory
-   * is needed, what the disk has not taken after a quarter of a second is left out.
+   * is needed, what the disk has not taken after a quarter of a second is left out, and so is what it has not taken when
+   * the signal aborts: also a disk that hangs gives the memory back.
    */
   async admit(object: StoredObject, body: Buffer, isWanted: () => boolean): Promise<void> {
     if (this.#cache.stats().state === "off") return;
@@ -168,9 +172,10 @@ export class SegmentReader {
     const startedMs = this.#clock.monotonicMs();
     try {
       for (let part = 0; part * PART_BYTES < body.length; part += 1) {
-        for (let room = this.#cache.room(); room !== undefined; room = this.#cache.room()) {
+        for (let room = this.#cache.room(); room !== undefined;) {
+          if (this.#signal?.aborted === true) return;
           if (isWanted() && this.#clock.monotonicMs() - startedMs > MAX_HELD_MS) return;
-          await room;
+          if (await this.#comesSoon(room)) room = this.#cache.room();
         }
         if (!this.#cache.insert(object, part, partOf(body, part))) return;
         if (part % ADMIT_STEP_PARTS === ADMIT_STEP_PARTS - 1) await this.#clock.yield();
@@ -178,6 +183,17 @@ export class SegmentReader {
     } finally {
       this.#admitted.delete(object.key);
     }
+  }
+
+  /** True when `room` has come, false where it has not after a quarter of a second. */
+  #comesSoon(room: Promise<void>): Promise<boolean> {
+    return new Promise((resolve) => {
+      const timer = this.#clock.after(MAX_HELD_MS, () => resolve(false));
+      void room.then(() => {
+        timer.cancel();
+        resolve(true);
+      });
+    });
   }
 
   stats(): SegmentReaderStats {

@@ -330,6 +330,35 @@ test("where memory is needed for uploads, what the disk of the cache has not tak
   assert.deepEqual(at.store.gets, ["304+1"]);
 });
 
+test("a cache disk that hangs gives an upload's memory back when it is wanted, and when the volume ends", async () => {
+  for (const ending of ["wanted", "closing"] as const) {
+    const at = await bench({ sizeBytes: 20 * MIB });
+    const alarms: (() => void)[] = [];
+    Object.defineProperty(at.cache, "room", { value: () => new Promise(() => {}) });
+    at.clock.after = (_ms, callback) => {
+      alarms.push(callback);
+      return { cancel() {} };
+    };
+    let isWanted = false;
+    let isBack = false;
+    const admitted = at.reader.admit(at.object, at.body, () => isWanted).then(() => (isBack = true));
+    const pass = async (): Promise<void> => {
+      await new Promise(setImmediate);
+      at.clock.ms += 300;
+      for (const ring of alarms.splice(0)) ring();
+      await new Promise(setImmediate);
+    };
+    await pass();
+    await pass();
+    assert.equal(isBack, false, "nobody needs the memory");
+    if (ending === "wanted") isWanted = true;
+    else at.abort.abort();
+    await pass();
+    assert.equal(isBack, true, ending);
+    await admitted;
+  }
+});
+
 test("on a slow disk cached reads go off the thread and are still no GETs", async () => {
   const at = await bench();
   await check(at, 0, 10 * PART_BYTES);
