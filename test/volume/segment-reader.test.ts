@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
+import type { Timer } from "../../src/base/clock.ts";
 import { isKind, OperationError } from "../../src/base/errors.ts";
 import { nullLog } from "../../src/base/log.ts";
 import { MemoryDisk } from "../../src/base/memory-disk.ts";
@@ -335,10 +336,11 @@ test("a cache disk that hangs gives an upload's memory back when it is wanted, a
     const at = await bench({ sizeBytes: 20 * MIB });
     const alarms: (() => void)[] = [];
     Object.defineProperty(at.cache, "room", { value: () => new Promise(() => {}) });
-    at.clock.after = (_ms, callback) => {
+    const after = (_ms: number, callback: () => void): Timer => {
       alarms.push(callback);
       return { cancel() {} };
     };
+    Object.assign(at.clock, { after });
     let isWanted = false;
     let isBack = false;
     const admitted = at.reader.admit(at.object, at.body, () => isWanted).then(() => (isBack = true));
