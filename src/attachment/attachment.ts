@@ -170,16 +170,16 @@ export class VolumeAttachment {
     });
   }
 
-  #openRequest(mode: "take" | "resume"): OpenRequest {
+  #openRequest(mode: "take" | "resume", clientWaits: boolean): OpenRequest {
     const { volumeId, location, secrets, readOnly, durability, publication } = this.options;
-    return { volumeId, location, secrets, readOnly, durability, publication, mode };
+    return { volumeId, location, secrets, readOnly, durability, publication, mode, clientWaits };
   }
 
   async #attach(): Promise<void> {
     const { host, records, kernel } = this.#parts;
     await this.#freeStrayDevices();
     try {
-      const volume = await host.open(this.#openRequest("take"));
+      const volume = await host.open(this.#openRequest("take", false));
       this.#adopt(volume);
       this.#mustBe("opening");
       this.#phase = "serving";
@@ -239,7 +239,7 @@ export class VolumeAttachment {
 
   /** One attempt; true when nothing is left to try. */
   async #tryReopen(record: AttachmentRecord, device: KernelDevice | undefined): Promise<boolean> {
-    const outcome = await this.#reopen();
+    const outcome = await this.#reopen(device !== undefined);
     const found = { outcome: outcome?.kind ?? "ok", device: device === undefined ? "no" : "yes" } as const;
     const { action } = reopenTable.decide(found);
     const fields = { operation: "resume", action, error: outcome };
@@ -270,10 +270,10 @@ export class VolumeAttachment {
     return true;
   }
 
-  async #reopen(): Promise<OperationError | undefined> {
+  async #reopen(clientWaits: boolean): Promise<OperationError | undefined> {
     if (this.#volume !== undefined) return undefined;
     try {
-      this.#adopt(await this.#parts.host.open(this.#openRequest("resume")));
+      this.#adopt(await this.#parts.host.open(this.#openRequest("resume", clientWaits)));
       return undefined;
     } catch (error) {
       return asOperationError(error, "unavailable", "the volume could not be opened");

@@ -88,6 +88,7 @@ export class VolumeExports implements ExportSource {
       location: { url: "", endpoint: "", region: "" },
       secrets: {},
       mode: "take",
+      clientWaits: false,
       readOnly: false,
       durability: "",
       publication: 0,

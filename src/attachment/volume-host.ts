@@ -12,6 +12,8 @@ export interface OpenRequest {
   location: StoreLocation;
   secrets: Readonly<Record<string, string>>;
   mode: "take" | "resume";
+  /** The kernel's device waits for its server to come back: what it was told of must be there, else "corrupt". */
+  clientWaits: boolean;
   readOnly: boolean;
   /** Empty: what the volume's metadata says. */
   durability: Durability | "";

@@ -31,7 +31,7 @@ export interface HostedVolumesParts {
 /** Opens the volume and everything around it. Errors as Engine.open; "in-use" where another node is published to. */
 export async function openHostedVolume(parts: HostedVolumesParts, request: OpenRequest): Promise<HostedVolume> {
   const { engine, stores, journals, metrics, clock } = parts;
-  const { volumeId, mode, readOnly, durability, publication } = request;
+  const { volumeId, mode, clientWaits, readOnly, durability, publication } = request;
   const store = stores.of(request.location, request.secrets);
   const confirm = (): Promise<void> => mustBePublishedHere(parts, request);
   await confirm();
@@ -41,6 +41,7 @@ export async function openHostedVolume(parts: HostedVolumesParts, request: OpenR
     mode,
     readOnly,
     publication,
+    clientWaits,
     confirm,
     ...(durability === "" ? {} : { durability }),
   });

@@ -67,6 +67,11 @@ export interface EngineOpenOptions extends VolumeOpenOptions {
   journalDisk: Disk;
   /** Number of the publication that the ownership rests on; 0 = none. */
   publication: number;
+  /**
+   * A client waits that the former process had answered (the kernel, on this machine, running ever since): what it was
+   * told must be there, flushed or not, else "corrupt". Default: none does.
+   */
+  clientWaits?: boolean;
   /** Asked once the epoch is claimed and before anybody is fenced: throws where the caller has lost its right meanwhile. */
   confirm?: () => Promise<void>;
 }
@@ -153,7 +158,7 @@ export class Engine {
 
   async #openNew(volumeId: VolumeId, options: EngineOpenOptions): Promise<Volume> {
     const { clock, random, nodeId, journalSizeBytes, journalFileBytes } = this.#options;
-    const { store, publication } = options;
+    const { store, publication, clientWaits = false } = options;
     const log = this.#options.log.child({ volumeId });
     const startedMs = clock.monotonicMs();
     const named = mustExist(await viewName(store, volumeId), volumeId, options);
@@ -177,7 +182,8 @@ export class Engine {
         await exists();
         await options.confirm?.();
       };
-      const environment = { store, clock, random, log, journal, map, nodeId, publication, signal, confirm, exists };
+      const place = { store, clock, random, log, journal, map, nodeId, signal };
+      const environment = { ...place, publication, clientWaits, confirm, exists };
       const recovered = await recover(environment, meta, options.mode, (record, position) => {
         replay(record, position, meta.sizeBytes / BLOCK_BYTES, replayed);
       });

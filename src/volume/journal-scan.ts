@@ -87,7 +87,7 @@ export function currentFiles(files: readonly JournalFile[]): JournalFile[] {
  * follows without a hole. Files before it hold nothing that is needed, and one of them may have been in the middle of
  * being used again. Empty where the records are not there.
  */
-export function filesFrom(files: readonly JournalFile[], sequence: number): JournalFile[] {
+function filesFrom(files: readonly JournalFile[], sequence: number): JournalFile[] {
   const first = files.findLastIndex((entry) => entry.header!.firstSequence <= sequence);
   if (first < 0) return [];
   const run = files.slice(first);
@@ -95,8 +95,36 @@ export function filesFrom(files: readonly JournalFile[], sequence: number): Jour
   return end < 0 ? run : run.slice(0, end);
 }
 
+/** How far a journal can be read, from the record behind `durableSequence` on, and what is left. */
+export interface JournalReading {
+  /** Those that were read, or that follow them. */
+  files: JournalFile[];
+  end: ScanEnd | undefined;
+  behind: JournalFile[];
+  reading: "cannot begin" | "ends too early" | "reaches the store's end";
+}
+
+/** Reads the current journal of `found`; `visit` gets what scanRecords gives it, above `durableSequence`. */
+export async function readBack(
+  found: readonly JournalFile[],
+  { journalSeed, durableSequence }: { journalSeed: number; durableSequence: number },
+  visit: (record: JournalRecord, fileNumber: number, frameOffset: number) => void,
+): Promise<JournalReading> {
+  const current = currentFiles(found);
+  const files = filesFrom(current, durableSequence + 1);
+  const scan = { journalSeed, verifyAbove: durableSequence };
+  const end = await scanRecords(files, scan, (record, fileNumber, frameOffset) => {
+    if (record.sequence <= durableSequence) return;
+    visit(record, fileNumber, frameOffset);
+  });
+  const behind = filesBehind(found, current, end);
+  if (end === undefined) return { files, end, behind, reading: "cannot begin" };
+  const reading = end.sequence < durableSequence ? "ends too early" : "reaches the store's end";
+  return { files, end, behind, reading };
+}
+
 /** Files of the journal behind the one in which reading stopped: whatever they hold cannot be replayed any more. */
-export function filesBehind(
+function filesBehind(
   found: readonly JournalFile[],
   current: readonly JournalFile[],
   end: ScanEnd | undefined,
@@ -110,6 +138,8 @@ export interface ScanEnd {
   fileNumber: number;
   /** Offset in that file. */
   offset: number;
+  /** Of the head or frame that does not hold: there, or further on in the record that begins there. */
+  brokenAt: number;
   chain: number;
   /** Sequence and epoch of the last record; the sequence before the first one where there is none. */
   sequence: number;
@@ -121,7 +151,7 @@ export interface ScanEnd {
  * its first frame. Frames are verified for records above `verifyAbove` only: lower ones are in S3 already. Undefined where
  * there are no files.
  */
-export async function scanRecords(
+async function scanRecords(
   files: readonly JournalFile[],
   options: { journalSeed: number; verifyAbove: number },
   visit: (record: JournalRecord, fileNumber: number, frameOffset: number) => void,
@@ -131,6 +161,7 @@ export async function scanRecords(
   const end: ScanEnd = {
     fileNumber: first.fileNumber,
     offset: FILE_HEADER_BYTES,
+    brokenAt: FILE_HEADER_BYTES,
     chain: first.chain,
     sequence: first.firstSequence - 1,
     epoch: 0,
@@ -144,14 +175,16 @@ export async function scanRecords(
     end.offset = FILE_HEADER_BYTES;
     const reader = new WindowReader(entry.file);
     for (;;) {
+      end.brokenAt = end.offset;
       const record = decodeRecordHead(await reader.at(end.offset, 32 + 16 * 1024), end.chain);
       if (record === undefined || record.sequence !== end.sequence + 1 || record.epoch < end.epoch) break;
       if (end.offset + record.lengthBytes > entry.file.sizeBytes()) break;
-      if (
-        record.sequence > options.verifyAbove &&
-        !(await framesHold(reader, record, entry.number, end.offset, header, options))
-      ) {
-        break;
+      if (record.sequence > options.verifyAbove) {
+        const broken = await brokenFrame(reader, record, entry.number, end.offset, header, options);
+        if (broken !== undefined) {
+          end.brokenAt = broken;
+          break;
+        }
       }
       visit(record, entry.number, end.offset + record.headBytes);
       end.offset += record.lengthBytes;
@@ -163,26 +196,27 @@ export async function scanRecords(
   return end;
 }
 
-async function framesHold(
+/** Offset of the first frame of a record that does not hold; undefined where all hold. */
+async function brokenFrame(
   reader: WindowReader,
   record: JournalRecord,
   fileNumber: number,
   recordOffset: number,
   header: JournalFileHeader,
   options: { journalSeed: number },
-): Promise<boolean> {
+): Promise<number | undefined> {
   let offset = recordOffset + record.headBytes;
   for (const extent of record.extents) {
     if (extent.kind !== EXTENT_DATA) continue;
     for (let block = 0; block < extent.blockCount; block += 1) {
       const bytes = await reader.at(offset, RAW_FRAME_BYTES);
-      if (bytes.length < RAW_FRAME_BYTES) return false;
+      if (bytes.length < RAW_FRAME_BYTES) return offset;
       const seed = journalFrameSeed(options.journalSeed, fileNumber * header.fileBytes + offset);
-      if (!isIntactRawFrame(bytes, 0, extent.lba + block, seed)) return false;
+      if (!isIntactRawFrame(bytes, 0, extent.lba + block, seed)) return offset;
       offset += RAW_FRAME_BYTES;
     }
   }
-  return true;
+  return undefined;
 }
 
 /** Reads a file through a window that moves forward. */

@@ -11,7 +11,7 @@
  * - A failed sync makes the journal distrusted for ever: the caller must reach durability by S3 instead. A failed
  *   write breaks it: no further append is taken, and what could not be written stays readable from memory.
  * Formats: format/journal-record.ts, format/frame.ts. What is not written yet: journal-tail.ts. Recovery:
- * journal-scan.ts.
+ * journal-scan.ts, journal-remains.ts.
  */
 import { assert } from "../base/assert.ts";
 import { crc32 } from "../base/checksum.ts";
@@ -29,18 +29,17 @@ import {
   recordHeadBytes,
 } from "./format/journal-record.ts";
 import { BLOCK_BYTES } from "./identity.ts";
+import { destroyRemains, type JournalIdentity, mustNotBeMissed } from "./journal-remains.ts";
 import {
   currentFiles,
-  filesBehind,
-  filesFrom,
   type JournalFile,
   journalFileName,
+  type JournalReading,
   journalState,
   openJournalFiles,
-  type ScanEnd,
-  scanRecords,
+  readBack,
 } from "./journal-scan.ts";
-import { JournalTail } from "./journal-tail.ts";
+import { type JournalPlace, JournalTail } from "./journal-tail.ts";
 import { quarantine } from "./quarantine.ts";
 import { type JournalState, tailTable } from "./recovery-tables.ts";
 
@@ -156,29 +155,25 @@ export class Journal {
   }
 
   /**
-   * Reads the records back. `visit` gets every record above `durableSequence` (lower ones are in S3), with the position
+   * Reads the records back. `visit` gets every record above the durable sequence (lower ones are in S3), with the position
    * of its first frame. Appending then goes on behind the last record that holds; or in a new file where S3 is ahead
-   * of what this disk has kept.
+   * of what this disk has kept. Where a client waits that was told of writes which are gone, "corrupt", and nothing is
+   * changed.
    */
-  async recover(durableSequence: number, visit: (record: JournalRecord, framePosition: number) => void): Promise<void> {
+  async recover(
+    { durableSequence, clientWaits }: { durableSequence: number; clientWaits: boolean },
+    visit: (record: JournalRecord, framePosition: number) => void,
+  ): Promise<void> {
     assert(this.hasHistory, "only a journal with history is recovered");
-    const current = currentFiles(this.#found);
-    const files = filesFrom(current, durableSequence + 1);
     let oldest = 0;
-    const scan = { journalSeed: this.#seed, verifyAbove: durableSequence };
-    const end = await scanRecords(files, scan, (record, fileNumber, frameOffset) => {
-      if (record.sequence <= durableSequence) return;
+    const scan = { journalSeed: this.#seed, durableSequence };
+    const read = await readBack(this.#found, scan, (record, fileNumber, frameOffset) => {
       const position = fileNumber * this.#fileBytes + frameOffset;
       if (oldest === 0) oldest = position - record.headBytes;
       visit(record, position);
     });
-    const behind = filesBehind(this.#found, current, end);
-    const reading =
-      end === undefined
-        ? "cannot begin"
-        : end.sequence < durableSequence
-          ? "ends too early"
-          : "reaches the store's end";
+    await mustNotBeMissed(this.#identity, this.#found, read, { durableSequence, clientWaits });
+    const { end, behind, reading } = read;
     const { action, name } = tailTable.decide({ reading, behind: behind.length > 0 ? "files" : "nothing" });
     const fields = { operation: "open", state: name, durableSequence, readTo: end?.sequence };
     if (action === "go on") this.#log.info("read the local journal", fields);
@@ -188,12 +183,22 @@ export class Journal {
       const kept = await this.#rename(action === "go on, set aside what is behind" ? behind : this.#found);
       this.#log.error("a part of the local journal is set aside and not replayed", { ...fields, files: kept });
     }
-    if (action === "go on" || action === "go on, set aside what is behind") await this.#goOn(files, end!, oldest);
+    if (action === "go on" || action === "go on, set aside what is behind") await this.#goOn(read, oldest, clientWaits);
     else await this.begin(durableSequence + 1);
   }
 
-  /** Appending goes on at `end`, in the last of `files` that was read. */
-  async #goOn(files: readonly JournalFile[], end: ScanEnd, oldest: number): Promise<void> {
+  get #identity(): JournalIdentity {
+    return { journalSeed: this.#seed, fileBytes: this.#fileBytes };
+  }
+
+  /** `entry`, as the end of the journal is written in it. */
+  #placeOf({ file, number }: JournalFile): JournalPlace {
+    return { file, position: number * this.#fileBytes, fileBytes: this.#fileBytes, journalSeed: this.#seed };
+  }
+
+  /** Appending goes on where reading has ended. */
+  async #goOn({ files, end: found }: JournalReading, oldest: number, clientWaits: boolean): Promise<void> {
+    const end = found!;
     const last = files.find((entry) => entry.number === end.fileNumber)!;
     for (const entry of files) if (entry.number <= last.number) this.#files.set(entry.number, entry);
     await this.#discard(this.#found.filter((entry) => !this.#files.has(entry.number)));
@@ -201,13 +206,14 @@ export class Journal {
     this.#current = last;
     this.#chain = end.chain;
     this.#sequence = end.sequence;
-    await this.#tail.load(last.file, end.offset);
+    await this.#tail.load(this.#placeOf(last), end.offset, end.sequence);
     // What was read back may still be in the page cache alone: the next sync covers it.
     for (const entry of this.#files.values()) {
       this.#unsynced.add(entry);
       this.#readBack.set(entry, entry === last ? end.offset : entry.file.sizeBytes());
     }
-    await this.#cutOff(last);
+    // While the machine runs, nothing holds behind what a dead process wrote in part: lostBehind has looked.
+    await this.#cutOff(last, clientWaits ? end.brokenAt : this.#fileBytes);
     await this.#disk.sync();
     this.#released = oldest === 0 ? this.position : oldest;
     this.release(this.#released);
@@ -215,11 +221,14 @@ export class Journal {
   }
 
   /**
-   * Destroys the record that may stand behind the end, for good. A loss of power can leave records behind a torn one:
-   * with the next loss, which takes what was written over them, they would look like the continuation of what S3 holds.
+   * Destroys the record that may stand behind the end, and all that holds from there to `to`, for good. A loss of power
+   * can leave records behind a torn one: with the next loss, which takes what was written over them, they would look
+   * like the continuation of what S3 holds; and without it like records that were lost behind them.
    */
-  async #cutOff(entry: JournalFile): Promise<void> {
+  async #cutOff(entry: JournalFile, to: number): Promise<void> {
     if (this.#tail.end === this.#fileBytes) return;
+    const destroyed = await destroyRemains(this.#identity, entry, { from: this.#tail.end, to });
+    if (destroyed > 0) this.#log.info("cut off what stood behind the journal's end", { operation: "open", destroyed });
     this.#tail.clearPage();
     if (this.#tail.failure !== undefined) return;
     await entry.file.sync().catch((error: unknown) => this.#distrust(error));
@@ -283,7 +292,7 @@ export class Journal {
     const position = this.position;
     const kind = source === undefined ? 1 : EXTENT_DATA;
     const record = { sequence: this.#sequence + 1, chain: this.#chain, epoch, lba, blockCount, kind };
-    this.#chain = this.#tail.append(record, { journalSeed: this.#seed, position: position + head }, source, sourceAt);
+    this.#chain = this.#tail.append(record, source, sourceAt);
     this.#sequence += 1;
     if (this.#unsyncedLast !== entry) this.#markUnsynced(entry);
     if (this.#tail.end * 4 > this.#fileBytes && !this.#files.has(entry.number + 1) && this.#mayRetry())
@@ -422,7 +431,7 @@ export class Journal {
     entry.header = header;
     entry.file.writeSync(encodeFileHeader(header), 0);
     this.#current = entry;
-    this.#tail.enter(entry.file, FILE_HEADER_BYTES);
+    this.#tail.enter(this.#placeOf(entry), FILE_HEADER_BYTES);
     this.#markUnsynced(entry);
   }
 
@@ -554,7 +563,7 @@ export class Journal {
     const current = this.#current!;
     if (this.#roomWaiters.length === 0 || this.#released < this.position || !this.#files.has(current.number))
       return false;
-    this.#tail.enter(current.file, this.#fileBytes);
+    this.#tail.enter(this.#placeOf(current), this.#fileBytes);
     this.#released = this.position;
     this.#files.delete(current.number);
     this.#unsynced.delete(current);

@@ -4,7 +4,8 @@
  *
  * In this order: whether the control plane still means this node (publicationTable, asked before and after the claim, and
  * before anybody is fenced by it), who claimed last (claimTable), how the epochs before ours ended (startTable, logTable), where the map
- * comes from (checkpointTable, chainTable), whose the local journal is (journalTable) and how far it reads (tailTable).
+ * comes from (checkpointTable, chainTable), whose the local journal is (journalTable), whether somebody would miss what it
+ * has lost (lossTable), and how far it reads (tailTable).
  * A damaged object of the store is never worked around: between an older checkpoint and the log, or behind a segment
  * that is missing, a hole cannot be told from an end.
  */
@@ -202,7 +203,7 @@ export const journalTable = new DecisionTable<
   },
   actions: {
     begin: "begin a journal; what is in the directory is removed",
-    replay: "read what follows the last record that the store holds (next table)",
+    replay: "read what follows the last record that the store holds (next two tables)",
     "set aside": "keep the files as `*.quarantine`, replay nothing, begin a journal with a new identity",
   },
   rows: [
@@ -236,6 +237,45 @@ export const journalTable = new DecisionTable<
       name: "another has owned the volume since",
       when: { journal: "of this volume", owner: "another journal" },
       action: "set aside",
+    },
+  ],
+});
+
+export const lossTable = new DecisionTable<
+  { client: "waits" | "none"; behind: "not looked for" | "nothing" | "files" | "records" },
+  "go on" | "refuse"
+>({
+  title: "What stands behind the end of what can be read, where a device of the kernel has waited for this start",
+  facts: { client: ["waits", "none"], behind: ["not looked for", "nothing", "files", "records"] },
+  actions: {
+    "go on": "as the next table says",
+    refuse: "*corrupt*: nothing on the disk is changed; the device answers errors from now on",
+  },
+  rows: [
+    {
+      name: "nobody relies on more than was flushed: a loss of power leaves any part of the rest",
+      when: { client: "none", behind: "not looked for" },
+      action: "go on",
+    },
+    {
+      name: "looked for though nobody waits",
+      when: { client: "none", behind: ["nothing", "files", "records"] },
+      action: "impossible",
+    },
+    {
+      name: "not looked for though somebody waits",
+      when: { client: "waits", behind: "not looked for" },
+      action: "impossible",
+    },
+    {
+      name: "the last write was whole, or cut short by the death of its process before it was answered",
+      when: { client: "waits", behind: "nothing" },
+      action: "go on",
+    },
+    {
+      name: "writes are gone that a waiting client was told of",
+      when: { client: "waits", behind: ["files", "records"] },
+      action: "refuse",
     },
   ],
 });

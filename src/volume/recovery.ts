@@ -49,6 +49,8 @@ export interface RecoveryEnvironment {
   map: BlockMap;
   nodeId: string;
   publication: number;
+  /** See EngineOpenOptions. */
+  clientWaits: boolean;
   signal: AbortSignal;
   /**
    * Throws where the volume was deleted meanwhile, or the caller has lost its right: asked once the epoch is claimed (a
@@ -153,13 +155,13 @@ async function takeJournal(
   history: History,
   visit: (record: JournalRecord, framePosition: number) => void,
 ): Promise<number> {
-  const { journal, log } = environment;
+  const { journal, log, clientWaits } = environment;
   const isOwn = history.journalId?.equals(journal.journalId);
   const owner = isOwn === undefined ? "nobody" : isOwn ? "this journal" : "another journal";
   const { action, name } = journalTable.decide({ journal: journal.state, owner });
   const fields = { operation: "open", state: name };
   if (action === "replay") {
-    await journal.recover(history.journalEnd, visit);
+    await journal.recover({ durableSequence: history.journalEnd, clientWaits }, visit);
     return history.journalEnd;
   }
   if (action === "set aside") {

@@ -11,6 +11,7 @@ const request = (name: string, mode: "take" | "resume" = "take"): OpenRequest =>
   location: { url: "", endpoint: "", region: "" },
   secrets: {},
   mode,
+  clientWaits: false,
   readOnly: false,
   durability: "",
   publication: 0,

@@ -114,7 +114,8 @@ class Thread {
 
 function openRequest(): OpenRequest {
   const location = { url: "", endpoint: "", region: "" };
-  return { volumeId, location, secrets: {}, mode: "take", readOnly: false, durability: "", publication: 0 };
+  const rights = { mode: "take", clientWaits: false, readOnly: false, durability: "", publication: 0 } as const;
+  return { volumeId, location, secrets: {}, ...rights };
 }
 
 test("a volume opens, tells its shape and status, and closes", async () => {

@@ -140,7 +140,7 @@ function hostUnder(probed: Promise<void>, resumable: Promise<void>) {
   };
   const host = probedHost({ inner, redactor: new Redactor(), probed, resumable });
   const open = (mode: OpenRequest["mode"]): void => {
-    void host.open({ ...attachOptions(), mode }).then(() => served.push(mode));
+    void host.open({ ...attachOptions(), mode, clientWaits: false }).then(() => served.push(mode));
   };
   return { open, opened, served };
 }

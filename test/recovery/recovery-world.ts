@@ -72,8 +72,8 @@ export class RecoveryNode {
       nodeId: this.name,
     };
     const location = { url: "", endpoint: "", region: "" };
-    const request = { volumeId, location, secrets: {}, mode, readOnly: false, durability: "", publication } as const;
-    return await openHostedVolume(parts, request);
+    const rights = { mode, clientWaits: false, readOnly: false, durability: "", publication } as const;
+    return await openHostedVolume(parts, { volumeId, location, secrets: {}, ...rights });
   }
 
   async #engine(): Promise<Engine> {

@@ -45,7 +45,7 @@ async function recovered(disk: MemoryDisk, durable = 0): Promise<{ journal: Jour
   const entries: Entry[] = [];
   // After a loss of power with nothing synced, not even a header may be left.
   if (!journal.hasHistory) return { journal, entries };
-  await journal.recover(durable, (record, position) => {
+  await journal.recover({ durableSequence: durable, clientWaits: false }, (record, position) => {
     const { lba, blockCount: blocks, kind } = record.extents[0];
     entries.push({ sequence: record.sequence, lba, blocks, kind, position });
   });

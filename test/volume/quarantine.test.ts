@@ -86,7 +86,7 @@ test("a machine that dies at any moment of setting a journal aside loses no file
     disk = disk.reopen();
     assert.equal(await setAside(disk, 2, Number.POSITIVE_INFINITY), "done");
     const second = await openJournal(disk, 3);
-    await second.recover(0, () => undefined);
+    await second.recover({ durableSequence: 0, clientWaits: false }, () => undefined);
     await fill(second, 4, 0x22);
     disk = disk.reopen();
     const mustStay = new Set([...(await contents(disk, ".quarantine")), ...(await contents(disk, ".journal"))]);

@@ -31,6 +31,12 @@
  *       28    2 extent count, 1 to 1024
  *       30    2 zero
  * Extent: 0 8 lba | 8 4 block count | 12 1 kind (0 data, 1 zeroes) | 13 3 zero
+ *
+ * Commit mark (COMMIT_MARK_BYTES): the last bytes of the last page of a write of records. The write of the next records
+ * begins with the page in which the records end, so that the mark goes then.
+ *        0    4 seed of a frame that stood in the mark's place, xor both halves of the sequence
+ *        4    4 magic "S3JC"
+ *        8    8 sequence of the last record written
  */
 import { crc32 } from "../../base/checksum.ts";
 import { checkZero, corrupt, readU64 } from "./fields.ts";
@@ -41,7 +47,9 @@ export const FILE_HEADER_BYTES = 4096;
 export const RECORD_HEADER_BYTES = 32;
 export const RECORD_EXTENT_BYTES = 16;
 const FILE_MAGIC = 0x4a423353;
+export const COMMIT_MARK_BYTES = 16;
 const RECORD_MAGIC = 0x524a3353;
+const MARK_MAGIC = 0x434a3353;
 const VERSION = 1;
 const MAX_EXTENTS = 1024;
 const MAX_LBA = 2 ** 34;
@@ -183,6 +191,25 @@ export function decodeRecordHead(bytes: Buffer, chain: number): JournalRecord | 
     record.extents.push(extent);
   }
   return expectedBytes === record.lengthBytes ? record : undefined;
+}
+
+/** Writes the mark of a commit up to record `sequence`; `seed` is journalFrameSeed of the mark's own position. */
+export function writeCommitMark(target: Buffer, at: number, seed: number, sequence: number): void {
+  target.writeUInt32LE((seed ^ foldedSequence(sequence)) >>> 0, at);
+  target.writeUInt32LE(MARK_MAGIC, at + 4);
+  writeUint53(target, sequence, at + 8);
+}
+
+/** The sequence that the mark at `at` names; undefined where no mark stands there that was written for this place. */
+export function readCommitMark(bytes: Buffer, at: number, seed: number): number | undefined {
+  if (bytes.readUInt32LE(at + 4) !== MARK_MAGIC) return undefined;
+  const sequence = Number(bytes.readBigUInt64LE(at + 8));
+  if (!Number.isSafeInteger(sequence)) return undefined;
+  return bytes.readUInt32LE(at) === (seed ^ foldedSequence(sequence)) >>> 0 ? sequence : undefined;
+}
+
+function foldedSequence(sequence: number): number {
+  return (sequence % 0x1_0000_0000) ^ Math.floor(sequence / 0x1_0000_0000);
 }
 
 function writeUint53(target: Buffer, value: number, at: number): void {

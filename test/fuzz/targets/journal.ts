@@ -131,7 +131,7 @@ export async function recoverJournal(disk: MemoryDisk): Promise<{ journal: Journ
   const records: Recovered[] = [];
   const positions: { position: number; record: Recovered }[] = [];
   if (!journal.hasHistory) return { journal, records };
-  await journal.recover(0, (record, framePosition) => {
+  await journal.recover({ durableSequence: 0, clientWaits: false }, (record, framePosition) => {
     let position = framePosition;
     for (const { lba, blockCount: blocks, kind } of record.extents) {
       const data = Buffer.alloc(kind === EXTENT_DATA ? blocks * BLOCK : 0);
