@@ -8,6 +8,7 @@
  * that goes on behind a torn record destroys what holds behind it, lest a later one takes it for such a sign.
  */
 import { OperationError } from "../base/errors.ts";
+import type { Log } from "../base/log.ts";
 import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES } from "./format/frame.ts";
 import { COMMIT_MARK_BYTES, FILE_HEADER_BYTES, readCommitMark } from "./format/journal-record.ts";
 import { BLOCK_BYTES } from "./identity.ts";
@@ -75,7 +76,7 @@ async function lostBehind(
     const from = isLast ? end.brokenAt : FILE_HEADER_BYTES;
     // Where the store holds what cannot be read, only the mark of the last commit says that it holds all: look for it.
     const to = isStored ? journal.fileBytes : from + WINDOW_BYTES;
-    if (await holdsMore(journal, entry, { from, to }, known, isStored)) return "records";
+    if (await holdsMore(journal, entry, { from, to }, { known, isStored })) return "records";
   }
   return "nothing";
 }
@@ -85,8 +86,7 @@ async function holdsMore(
   journal: JournalIdentity,
   entry: JournalFile,
   range: { from: number; to: number },
-  known: number,
-  isStored: boolean,
+  { known, isStored }: { known: number; isStored: boolean },
 ): Promise<boolean> {
   let frames = false;
   let allKnown = false;
@@ -99,18 +99,23 @@ async function holdsMore(
   return frames && !allKnown;
 }
 
-/** Destroys all that holds in that range of the file, for good once the file is synced; answers how much it was. */
+/**
+ * Destroys all that holds in that range of the file, for good once the file is synced. A file that was cut short gets its
+ * size again: that is a sign of damage as well. Throws what the disk fails with.
+ */
 export async function destroyRemains(
   journal: JournalIdentity,
   entry: JournalFile,
   range: { from: number; to: number },
-): Promise<number> {
+  log: Log,
+): Promise<void> {
+  if (entry.file.sizeBytes() < journal.fileBytes) await entry.file.allocate(journal.fileBytes);
   let count = 0;
   for await (const { offset } of remains(journal, entry, range)) {
     entry.file.writeSync(zeroes, offset);
     count += 1;
   }
-  return count;
+  if (count > 0) log.info("cut off what stood behind the journal's end", { operation: "open", count });
 }
 
 /** Every frame and mark that begins in the range and holds at its place. */

@@ -75,12 +75,19 @@ export class JournalTail {
 
   /**
    * Writes zeroes and a mark from the end of what was loaded to the end of its page, over whatever record begins there.
-   * Where the disk refuses it, nothing is appended any more: see `failure`.
+   * Answers where the page ends. Where the disk refuses it, nothing is appended any more: see `failure`.
    */
-  clearPage(): void {
+  clearPage(): number {
     const fill = this.end - this.#from;
     assert(fill < PAGE_BYTES, "nothing was appended yet");
-    this.#put(this.#mark(fill));
+    const padded = this.#mark(fill);
+    this.#put(padded);
+    return this.#from + padded;
+  }
+
+  /** Takes nothing any more: the disk has failed with `error`. */
+  fail(error: unknown): void {
+    this.failure = asOperationError(error, "unavailable", "the journal's disk fails: move the volume to another node");
   }
 
   /**
@@ -173,11 +180,7 @@ export class JournalTail {
     try {
       this.#place!.file.writeSync(this.#staging.subarray(0, length), this.#from);
     } catch (error) {
-      this.failure = asOperationError(
-        error,
-        "unavailable",
-        "the journal's disk fails: move the volume to another node",
-      );
+      this.fail(error);
     }
     return this.failure;
   }

@@ -157,8 +157,7 @@ export class Journal {
   /**
    * Reads the records back. `visit` gets every record above the durable sequence (lower ones are in S3), with the position
    * of its first frame. Appending then goes on behind the last record that holds; or in a new file where S3 is ahead
-   * of what this disk has kept. Where a client waits that was told of writes which are gone, "corrupt", and nothing is
-   * changed.
+   * of what this disk has kept. "corrupt", and nothing is changed, where a client waits that was told of lost writes.
    */
   async recover(
     { durableSequence, clientWaits }: { durableSequence: number; clientWaits: boolean },
@@ -173,9 +172,9 @@ export class Journal {
       visit(record, position);
     });
     await mustNotBeMissed(this.#identity, this.#found, read, { durableSequence, clientWaits });
-    const { end, behind, reading } = read;
+    const { behind, reading } = read;
     const { action, name } = tailTable.decide({ reading, behind: behind.length > 0 ? "files" : "nothing" });
-    const fields = { operation: "open", state: name, durableSequence, readTo: end?.sequence };
+    const fields = { operation: "open", state: name, durableSequence, readTo: read.end?.sequence };
     if (action === "go on") this.#log.info("read the local journal", fields);
     else if (action === "begin behind the store") this.#log.warn("the local journal begins anew", fields);
     else {
@@ -212,7 +211,6 @@ export class Journal {
       this.#unsynced.add(entry);
       this.#readBack.set(entry, entry === last ? end.offset : entry.file.sizeBytes());
     }
-    // While the machine runs, nothing holds behind what a dead process wrote in part: lostBehind has looked.
     await this.#cutOff(last, clientWaits ? end.brokenAt : this.#fileBytes);
     await this.#disk.sync();
     this.#released = oldest === 0 ? this.position : oldest;
@@ -221,16 +219,20 @@ export class Journal {
   }
 
   /**
-   * Destroys the record that may stand behind the end, and all that holds from there to `to`, for good. A loss of power
-   * can leave records behind a torn one: with the next loss, which takes what was written over them, they would look
-   * like the continuation of what S3 holds; and without it like records that were lost behind them.
+   * Destroys the record that may stand behind the end, and all that holds up to `to`, for good. A loss of power can
+   * leave records behind a torn one: with the next loss, which takes what was written over them, they would look like
+   * the continuation of what S3 holds; without it, like a sign of damage (journal-remains.ts).
    */
   async #cutOff(entry: JournalFile, to: number): Promise<void> {
     if (this.#tail.end === this.#fileBytes) return;
-    const destroyed = await destroyRemains(this.#identity, entry, { from: this.#tail.end, to });
-    if (destroyed > 0) this.#log.info("cut off what stood behind the journal's end", { operation: "open", destroyed });
-    this.#tail.clearPage();
+    const from = this.#tail.clearPage();
     if (this.#tail.failure !== undefined) return;
+    try {
+      await destroyRemains(this.#identity, entry, { from, to }, this.#log);
+    } catch (error) {
+      // As after a failed write: what the journal holds can still be uploaded.
+      return this.#tail.fail(error);
+    }
     await entry.file.sync().catch((error: unknown) => this.#distrust(error));
   }
 

@@ -61,6 +61,7 @@ export const expectedEvents: readonly string[] = [
   "object rotted",
   "journal rotted",
   "damaged blocks found",
+  "damage found under a waiting device",
   "cache rotted: bits",
   "cache rotted: index",
   "cache rotted: rolled back",

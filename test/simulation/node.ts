@@ -97,6 +97,7 @@ export class SimNode {
       run: this.run,
       opened: (request, volume, by) => world.opened(this, request, volume, by),
       closed: (request, volume) => world.closed(this, request, volume),
+      refused: () => world.coverage.add("damage found under a waiting device"),
     });
     this.server = server;
     world.trace.add(`${process.name} starts`);

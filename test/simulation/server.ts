@@ -4,6 +4,7 @@
  * simulated store, disk, sockets and kernel.
  */
 import type { Clock } from "../../src/base/clock.ts";
+import { isKind } from "../../src/base/errors.ts";
 import type { Log } from "../../src/base/log.ts";
 import type { MemoryDisk } from "../../src/base/memory-disk.ts";
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
@@ -42,6 +43,8 @@ export interface ServerParts {
   /** Called when the engine has opened a volume and before anybody is served. */
   opened: (request: OpenRequest, volume: HostedVolume, server: SimServer) => Promise<void>;
   closed: (request: OpenRequest, volume: HostedVolume, server: SimServer) => void;
+  /** Called when the engine refuses as corrupt what a device waits for. */
+  refused: () => void;
 }
 
 export class SimServer {
@@ -106,7 +109,10 @@ export class SimServer {
     const worker: VolumeWorkerParts = {
       log,
       open: async (request) => {
-        const volume = await openHostedVolume(hosted, request);
+        const volume = await openHostedVolume(hosted, request).catch((error: unknown) => {
+          if (request.clientWaits && isKind(error, "corrupt")) this.parts.refused();
+          throw error;
+        });
         await this.parts.opened(request, volume, this);
         return this.#watched(request, volume);
       },

@@ -199,7 +199,8 @@ export class World {
     try {
       mustHaveTheRight(oracle, epoch, request);
       const image = await this.readImage(node, volume, oracle);
-      const line = oracle.opened(node.name, epoch, image, node.risk);
+      // A device that has waited may miss nothing that it was told of, whatever became of the journal: better none at all.
+      const line = oracle.opened(node.name, epoch, image, request.clientWaits ? "none" : node.risk);
       node.risk = "none";
       // Who comes too late sees the volume as it was before its successors wrote, and can make nothing last.
       const isWritten =
