@@ -60,6 +60,7 @@ export const expectedEvents: readonly string[] = [
   "store refuses a site: not-found",
   "object rotted",
   "journal rotted",
+  "journal rotted between two lives",
   "damaged blocks found",
   "damage found under a waiting device",
   "cache rotted: bits",

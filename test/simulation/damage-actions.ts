@@ -1,7 +1,17 @@
 /** What goes wrong with disks and with what lies on them, or in the store. */
+import { crc32 } from "../../src/base/checksum.ts";
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
+import { journalFrameSeed } from "../../src/volume/format/frame.ts";
+import {
+  COMMIT_MARK_BYTES,
+  decodeFileHeader,
+  FILE_HEADER_BYTES,
+  readCommitMark,
+} from "../../src/volume/format/journal-record.ts";
+import { journalFileName } from "../../src/volume/journal-scan.ts";
 import { type Action, anyNode, crashed, logUniform, usedNode } from "./action.ts";
 import type { SimNode } from "./node.ts";
+import type { Session } from "./session.ts";
 import type { World } from "./world.ts";
 
 const SLOT_BYTES = 65_536;
@@ -73,10 +83,13 @@ export const damageActions: readonly Action[] = [
     fault: "journal-rot",
     run: (world, random) => {
       const node = usedNode(world, random);
-      if (!rot(node, random, (path) => path.startsWith("journal/"))) return false;
-      node.raiseRisk("all");
-      node.diskFailures += 1;
-      world.coverage.add("journal rotted");
+      const session = world.cluster.sessions.get(node);
+      if (session?.alive === true && random.below(4) > 0) {
+        rotBetweenLives(world, session, random);
+        return true;
+      }
+      if (!rot(node, random, isJournal)) return false;
+      journalRotted(world, node);
       return true;
     },
   },
@@ -114,6 +127,62 @@ export const damageActions: readonly Action[] = [
   },
 ];
 
+function isJournal(path: string): boolean {
+  return path.startsWith("journal/");
+}
+
+function journalRotted(world: World, node: SimNode): void {
+  node.raiseRisk("all");
+  node.diskFailures += 1;
+  world.coverage.add("journal rotted");
+}
+
+/** The server dies under writes, and a bit near the end of its journal rots before another one reads it; a few times. */
+function rotBetweenLives(world: World, session: Session, random: SeededRandom, times = 4): void {
+  const { node } = session;
+  if (times === 0 || !session.alive || session.stopped) return;
+  for (let count = 20; count > 0; count -= 1) session.step(40);
+  world.clock.after(logUniform(random, 20), () => {
+    const { server } = node;
+    const last = endOfJournal(node);
+    if (server?.registry === undefined || server.process.dead || last === undefined) return;
+    world.lookForRisk();
+    world.countCrash();
+    node.killProcess("and its journal rots");
+    flipBit(node, last.path, last.end - 1 - random.below(8000), random);
+    journalRotted(world, node);
+    world.coverage.add("journal rotted between two lives");
+    world.clock.after(4000, () => rotBetweenLives(world, session, random, times - 1));
+  });
+}
+
+/** Of those before `end`: offset of the last byte that is not zero. */
+function lastByte(content: Buffer, end: number): number {
+  return content.subarray(0, end).findLastIndex((byte) => byte !== 0);
+}
+
+/** The file with the newest header, and where its last commit ends: none in its header's page. */
+function endOfJournal(node: SimNode): { path: string; end: number } | undefined {
+  for (const path of node.state.paths().filter(isJournal).toReversed()) {
+    const content = node.state.contentOf(path);
+    const header = decodeFileHeader(content);
+    if (header === undefined || !path.endsWith(journalFileName(header.fileNumber))) continue;
+    const journalSeed = crc32(header.journalId);
+    let end = 0;
+    for (let page = FILE_HEADER_BYTES; page < content.length; page += FILE_HEADER_BYTES) {
+      const at = page + FILE_HEADER_BYTES - COMMIT_MARK_BYTES;
+      const seed = journalFrameSeed(journalSeed, header.fileNumber * header.fileBytes + at);
+      if (readCommitMark(content, at, seed) !== undefined) end = lastByte(content, at) + 1;
+    }
+    return end > FILE_HEADER_BYTES ? { path, end } : undefined;
+  }
+  return undefined;
+}
+
+function flipBit(node: SimNode, path: string, at: number, random: SeededRandom): void {
+  node.state.damage(path, at, Buffer.of(node.state.contentOf(path, at, 1)[0] ^ (1 << random.below(8))));
+}
+
 /** Flips one bit of a file; false where there is no such file. */
 function rot(node: SimNode, random: SeededRandom, wanted: (path: string) => boolean): boolean {
   const paths = node.state.paths().filter(wanted);
@@ -122,7 +191,7 @@ function rot(node: SimNode, random: SeededRandom, wanted: (path: string) => bool
   const sizeBytes = node.state.sizeOf(path);
   if (sizeBytes === 0) return false;
   const at = random.below(random.below(2) === 0 ? Math.min(sizeBytes, 20_000) : sizeBytes);
-  node.state.damage(path, at, Buffer.of(node.state.contentOf(path, at, 1)[0] ^ (1 << random.below(8))));
+  flipBit(node, path, at, random);
   return true;
 }
 
