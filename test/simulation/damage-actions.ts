@@ -149,7 +149,7 @@ function rotBetweenLives(world: World, session: Session, random: SeededRandom, t
     world.lookForRisk();
     world.countCrash();
     node.killProcess("and its journal rots");
-    flipBit(node, last.path, last.end - 1 - random.below(8000), random);
+    flipBit(node, last.path, Math.max(0, last.end - 1 - random.below(8000)), random);
     journalRotted(world, node);
     world.coverage.add("journal rotted between two lives");
     world.clock.after(4000, () => rotBetweenLives(world, session, random, times - 1));
