@@ -178,11 +178,56 @@ test("a file behind whose header is damaged or gone is looked into", async () =>
   await mustRecover(await diskOf(new Map([...files, ["0000000000000003.journal", third]])), true);
 });
 
+test("a file that has begun behind damage is enough, also where it holds no record and the mark is gone", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  while (journal.position < 2 * FILE_BYTES) await fill(journal, 0, [1]);
+  const files = image(disk);
+  files.get(second)!.fill(0, FILE_HEADER_BYTES);
+  const full = files.get(first)!;
+  const end = full.findLastIndex((byte) => byte !== 0) + 1 - COMMIT_MARK_BYTES;
+  full.fill(0, end);
+  const last = full.findLastIndex((byte) => byte !== 0);
+  files.set(first, flipped(full, last - 2000));
+  assert.equal(await recovered(await diskOf(files), true), "refused");
+});
+
+test("a page that the disk has put back to what it was is refused, though it holds a mark of its own", async () => {
+  const disk = new MemoryDisk();
+  const journal = await begun(disk);
+  await fill(journal, 5);
+  const pageAt = (journal.position % FILE_BYTES) - (journal.position % PAGE);
+  const earlier = image(disk)
+    .get(first)!
+    .subarray(pageAt, pageAt + PAGE);
+  await fill(journal, 0, [1, 1, 1]);
+  const files = image(disk);
+  earlier.copy(files.get(first)!, pageAt);
+  assert.equal(await recovered(await diskOf(files), true), "refused");
+  files.get(first)!.fill(0, journal.position % FILE_BYTES);
+  assert.equal(await recovered(await diskOf(files), true), "refused", "frames are enough");
+});
+
+test("what a former process wrote is missed as well where the next one has written nothing", async () => {
+  for (const last of [[1], wholePages]) {
+    const disk = new MemoryDisk();
+    const journal = await begun(disk);
+    await fill(journal, 0, last);
+    const end = journal.position % FILE_BYTES;
+    const [next] = await mustRecover(disk.reopen(), true);
+    await next.close();
+    const files = image(disk);
+    files.set(first, flipped(files.get(first)!, end - 2000));
+    assert.equal(await recovered(await diskOf(files), true), "refused");
+  }
+});
+
 test("a file that was cut short is refused, and is whole again once it was used without a client", async () => {
   const disk = new MemoryDisk();
   await fill(await begun(disk), 10);
   const files = image(disk);
   files.set(first, files.get(first)!.subarray(0, FILE_HEADER_BYTES + 5000));
+  files.delete(second);
   const cut = await diskOf(files);
   assert.equal(await recovered(cut, true), "refused");
   const [journal, sequences] = await mustRecover(cut, false);
