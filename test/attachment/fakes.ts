@@ -155,6 +155,8 @@ export class World implements VolumeHost, KernelDevices {
   readonly serverFds = new Set<number>();
   readonly kernelFds = new Set<number>();
   readonly closedFds = new Set<number>();
+  /** Of each volume that was asked for: whether a client waits for it. */
+  readonly clientWaits: boolean[] = [];
   readonly disk = new MemoryDisk();
   readonly clock = new JumpingClock();
   readonly records = new AttachmentRecords(this.disk);
@@ -189,6 +191,7 @@ export class World implements VolumeHost, KernelDevices {
   }
 
   async open(request: OpenRequest): Promise<ServedVolume> {
+    this.clientWaits.push(request.clientWaits);
     await this.step(`open ${request.mode}`);
     return this.#addVolume(request.volumeId, request.readOnly);
   }

@@ -45,8 +45,21 @@ for (const { record, device: condition } of restartTable.combinations()) {
     const found = { trace: world.trace, devices: world.devices.length, records: recordCount, count: registry.count };
     const untouched = { trace: [], devices: 1, records: record === "damaged" ? 1 : 0, count: 0 };
     assert.deepEqual(found, action === "report" ? untouched : effects[action]);
+    const waits: readonly boolean[] = action === "resume" ? [true] : action === "finish" ? [false] : [];
+    assert.deepEqual(world.clientWaits, waits, "whoever waits must miss nothing");
   });
 }
+
+test("a volume is asked for anew as one that a client waits for, and after the detach as one that nobody knows", async () => {
+  const world = new World();
+  await world.leaveBehind(attachOptions(), { record: true, device: true });
+  world.failNext("open resume", "unavailable", "corrupt");
+  const registry = await recover(world);
+  assert.equal((await registry.getAttachment(volumeId))?.state, "failed");
+  await registry.detach(volumeId);
+  await registry.attach(attachOptions());
+  assert.deepEqual(world.clientWaits, [true, true, false]);
+});
 
 const reopenEffects: Record<ReopenAction, { trace: string[]; state: string | undefined }> = {
   serve: { trace: ["open resume", "serve"], state: "attached" },

@@ -386,6 +386,61 @@ visit(
 );
 
 visit(
+  "a device that waits is refused a journal that was damaged meanwhile; nothing is changed, and it goes on without one",
+  [
+    "writes are gone that a waiting client was told of",
+    "nobody relies on more than was flushed: a loss of power leaves any part of the rest",
+    "the epoch was claimed and never started",
+  ],
+  async ({ a, b }) => {
+    const waiting = { clientWaits: true };
+    for (const [writes, at] of [
+      [10, 5 * 4160 + 3000],
+      [10, 9 * 4160 + 3000],
+      [150, 10 * 4160 + 3000],
+    ]) {
+      await a.open();
+      a.stopUploads();
+      for (let lba = 0; lba < writes; lba += 1) await a.write(lba, 1 + lba);
+      a.kill();
+      const [file] = await a.files();
+      await a.damage(file, FILE_HEADER_BYTES + at, Buffer.from([0xa5, 0x5a]));
+      const before = await a.image();
+      for (let turn = 0; turn < 2; turn += 1) await assert.rejects(a.open("resume", waiting), corrupt);
+      assert.deepEqual(await a.image(), before);
+      await a.open();
+      const lba = Math.floor(at / 4160);
+      assert.deepEqual(await a.values(0, lba - 1, lba), [1, lba, 0]);
+      await a.write(lba, 77);
+      a.kill();
+      await a.open("resume", waiting);
+      assert.deepEqual(await a.values(0, lba - 1, lba), [1, lba, 77]);
+      await a.close();
+      await b.open();
+      await b.volume.trim(0, 200 * 4096, false);
+      await b.close();
+    }
+  },
+);
+
+visit(
+  "a device that waits goes on where nothing was damaged, or only what the store holds",
+  ["the last write was whole, or cut short by the death of its process before it was answered"],
+  async ({ a }) => {
+    await a.open();
+    for (let lba = 0; lba < 10; lba += 1) await a.write(lba, 1 + lba);
+    await a.volume.drain();
+    a.kill();
+    await a.open("resume", { clientWaits: true });
+    a.kill();
+    const [file] = await a.files();
+    await a.damage(file, FILE_HEADER_BYTES + 4, Buffer.alloc(30));
+    await a.open("resume", { clientWaits: true });
+    assert.deepEqual(await a.values(0, 9, 10), [1, 10, 0]);
+  },
+);
+
+visit(
   "where the disk lost what the store has, the store counts and the journal begins behind it",
   ["the disk kept less than the store"],
   async (world) => {

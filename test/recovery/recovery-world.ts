@@ -126,6 +126,12 @@ export class RecoveryNode {
     return (await (await this.journal()).list()).filter((name) => name.endsWith(".journal"));
   }
 
+  /** Every file of the journal's directory with its bytes. */
+  async image(): Promise<Record<string, Buffer>> {
+    const disk = await this.journal();
+    return Object.fromEntries((await disk.list()).map((name) => [name, disk.contentOf(name)]));
+  }
+
   async damage(name: string, at: number, bytes: Uint8Array): Promise<void> {
     const file = await (await this.journal()).open(name);
     file.writeSync(bytes, at);

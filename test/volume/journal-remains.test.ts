@@ -46,7 +46,7 @@ async function recovered(disk: MemoryDisk, clientWaits: boolean, durableSequence
 /** Which records come back; fails where they are refused. */
 async function mustRecover(disk: MemoryDisk, clientWaits: boolean, durable = 0): Promise<[Journal, number[]]> {
   const found = await recovered(disk, clientWaits, durable);
-  assert.ok(typeof found === "object", String(found));
+  assert.ok(typeof found === "object", typeof found === "string" ? found : "");
   return [found.journal, found.sequences];
 }
 

@@ -18,16 +18,16 @@ export interface TailReport {
 
 /** Tries `cuts` lengths of the tail, evenly spread (65,536 are all of them), each in both ways, and `flips` bits. */
 export async function damageTails(options: { seed: number; cuts: number; flips: number }): Promise<TailReport> {
-  const { image, records, starts } = await soundJournal(1, FILE_BYTES);
+  const { image, records, starts, end } = await soundJournal(1, FILE_BYTES);
   const expected = records.map(summary);
-  const ends = [...starts.slice(1), endOf(image)];
-  const tailAt = endOf(image) - TAIL_BYTES;
+  const ends = [...starts.slice(1), end];
+  const tailAt = end - TAIL_BYTES;
   const report: TailReport = { cuts: 0, flips: 0, shortened: 0 };
 
   const mustKeep = async (damaged: Buffer, firstChanged: number, where: string): Promise<void> => {
     const { journal, records: found } = await recoverJournal(await diskOf(damaged, FILE_BYTES));
     await journal.close();
-    const kept = ends.filter((end) => end <= firstChanged).length;
+    const kept = ends.filter((recordEnd) => recordEnd <= firstChanged).length;
     assert.deepEqual(found.map(summary), expected.slice(0, kept), where);
     if (kept < expected.length) report.shortened += 1;
   };
@@ -50,13 +50,6 @@ export async function damageTails(options: { seed: number; cuts: number; flips: 
     report.flips += 1;
   }
   return report;
-}
-
-/** Behind the last byte that is not zero: records end in checksummed frames of random bytes. */
-function endOf(image: Buffer): number {
-  let end = image.length;
-  while (end > 0 && image[end - 1] === 0) end -= 1;
-  return end;
 }
 
 function firstDifference(one: Buffer, other: Buffer, from: number): number {

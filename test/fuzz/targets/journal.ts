@@ -126,12 +126,15 @@ async function openJournal(disk: MemoryDisk): Promise<Journal> {
 }
 
 /** Opens and recovers what is on the disk; the journal is left open. */
-export async function recoverJournal(disk: MemoryDisk): Promise<{ journal: Journal; records: Recovered[] }> {
+export async function recoverJournal(
+  disk: MemoryDisk,
+  clientWaits = false,
+): Promise<{ journal: Journal; records: Recovered[] }> {
   const journal = await openJournal(disk);
   const records: Recovered[] = [];
   const positions: { position: number; record: Recovered }[] = [];
   if (!journal.hasHistory) return { journal, records };
-  await journal.recover({ durableSequence: 0, clientWaits: false }, (record, framePosition) => {
+  await journal.recover({ durableSequence: 0, clientWaits }, (record, framePosition) => {
     let position = framePosition;
     for (const { lba, blockCount: blocks, kind } of record.extents) {
       const data = Buffer.alloc(kind === EXTENT_DATA ? blocks * BLOCK : 0);
@@ -150,7 +153,7 @@ export async function recoverJournal(disk: MemoryDisk): Promise<{ journal: Journ
 export async function soundJournal(
   fileCount: number,
   fileBytes = FILE_BYTES,
-): Promise<{ image: Buffer; records: Recovered[]; starts: number[] }> {
+): Promise<{ image: Buffer; records: Recovered[]; starts: number[]; end: number }> {
   const disk = new MemoryDisk();
   const random = new SeededRandom(3);
   const options = { disk, uid: UID, random, log: nullLog, limitBytes: 8 * fileBytes, fileBytes };
@@ -177,7 +180,7 @@ export async function soundJournal(
     const file = await disk.open(journalFileName(number));
     file.readSync(image.subarray((number - 1) * fileBytes, number * fileBytes), 0);
   }
-  return { image, records, starts };
+  return { image, records, starts, end: journal.position - fileBytes };
 }
 
 /** A disk whose journal files hold `image`; the last one may be short or missing. */
@@ -216,9 +219,25 @@ async function damagedJournal(): Promise<FuzzTarget> {
       const { journal, records: found } = await recoverJournal(await diskOf(input));
       assert.deepEqual(found.map(summary), records.slice(0, found.length).map(summary));
       await journal.close();
-      return found.length === records.length ? "all" : found.length === 0 ? "none" : "prefix";
+      const outcome = found.length === records.length ? "all" : found.length === 0 ? "none" : "prefix";
+      return (await isRefused(input, found)) ? `${outcome}, refused to a client` : outcome;
     },
   };
+}
+
+/** True where a client that waits is refused what is on the disk, which then stays as it is; else it gets `records`. */
+async function isRefused(input: Buffer, records: readonly Recovered[]): Promise<boolean> {
+  const disk = await diskOf(input);
+  try {
+    const { journal, records: found } = await recoverJournal(disk, true);
+    await journal.close();
+    assert.deepEqual(found.map(summary), records.map(summary));
+    return false;
+  } catch (error) {
+    if (!isKind(error, "corrupt")) throw error;
+    assert.ok(Buffer.concat(disk.paths().map((path) => disk.contentOf(path))).equals(input));
+    return true;
+  }
 }
 
 async function forgedJournal(): Promise<FuzzTarget> {

@@ -15,8 +15,14 @@ import {
   encodeTombstone,
 } from "../../../src/volume/format/control-records.ts";
 import { encodeEnvelope } from "../../../src/volume/format/envelope.ts";
-import { sealRawFrame, RAW_FRAME_BYTES, segmentFrameSeed } from "../../../src/volume/format/frame.ts";
-import { encodeFileHeader, encodeRecordHead, EXTENT_DATA } from "../../../src/volume/format/journal-record.ts";
+import { journalFrameSeed, sealRawFrame, RAW_FRAME_BYTES, segmentFrameSeed } from "../../../src/volume/format/frame.ts";
+import {
+  COMMIT_MARK_BYTES,
+  encodeFileHeader,
+  encodeRecordHead,
+  EXTENT_DATA,
+  writeCommitMark,
+} from "../../../src/volume/format/journal-record.ts";
 import { encodeMapObjectHead } from "../../../src/volume/format/map-object.ts";
 import { encodeMapPage, mapPageSeed, MapPageRuns } from "../../../src/volume/format/map-page.ts";
 import { ObjectReferences } from "../../../src/volume/format/object-references.ts";
@@ -70,6 +76,12 @@ function journalRecord(): Buffer {
   return head;
 }
 
+function commitMark(): Buffer {
+  const mark = Buffer.alloc(COMMIT_MARK_BYTES);
+  writeCommitMark(mark, 0, journalFrameSeed(0x0102_0304, 12 * 2 ** 36 + 8176), 0x5_0000_004d);
+  return mark;
+}
+
 function journalFile(): Buffer {
   const numbers = { fileNumber: 12, firstSequence: 77, chain: 0x0102_0304, fileBytes: 64 * 1024 * 1024 };
   return encodeFileHeader({ uid: UID, journalId: JOURNAL_ID, begins: true, ...numbers }).subarray(0, 96);
@@ -95,6 +107,7 @@ const structures: Record<string, () => Buffer> = {
   location: () => encodeLocation(NONCE, { url: "s3://bucket/prefix", endpoint: "", region: "eu-central-1" }),
   "journal-file": journalFile,
   "journal-record": journalRecord,
+  "commit-mark": commitMark,
 };
 
 for (const [name, encode] of Object.entries(structures)) {

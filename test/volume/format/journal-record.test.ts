@@ -9,7 +9,9 @@ import {
   encodeFileHeader,
   encodeRecordHead,
   EXTENT_DATA,
+  readCommitMark,
   recordHeadBytes,
+  writeCommitMark,
 } from "../../../src/volume/format/journal-record.ts";
 import { JOURNAL_ID, UID } from "./samples.ts";
 
@@ -29,6 +31,20 @@ function fileHeader(change: (bytes: Buffer) => void): Buffer {
   bytes.writeUInt32LE(crc32(bytes.subarray(0, 68)), 68);
   return bytes;
 }
+
+test("a mark comes back at its own place alone, and any bit of it counts", () => {
+  const mark = Buffer.alloc(48);
+  const [seed, sequence] = [0xdead_beef, 2 ** 52 + 2 ** 31 + 7];
+  writeCommitMark(mark, 16, seed, sequence);
+  assert.equal(readCommitMark(mark, 16, seed), sequence);
+  for (let bit = 0; bit < 32; bit += 1) assert.equal(readCommitMark(mark, 16, (seed ^ (1 << bit)) >>> 0), undefined);
+  for (let bit = 128; bit < 256; bit += 1) {
+    const changed = Buffer.from(mark);
+    changed[bit >> 3] ^= 1 << (bit & 7);
+    assert.equal(readCommitMark(changed, 16, seed), undefined, `bit ${bit}`);
+  }
+  assert.equal(readCommitMark(Buffer.alloc(16), 0, 0), undefined);
+});
 
 test("a file header comes back as it was written", () => {
   assert.deepEqual(decodeFileHeader(fileHeader(() => undefined)), header);
