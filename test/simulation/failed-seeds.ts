@@ -9,4 +9,9 @@ export const failedSeeds: readonly { seed: number; why: string }[] = [
     why: "a disk that had refused a journal file was not asked again: writes and detach waited for ever",
   },
   { seed: 1_003_227, why: "the same" },
+  { seed: 40, why: "a flush was answered for writes that went with a rotten journal, under a device that waited" },
+  ...[300_354, 1_002_191, 1_002_351, 1_007_159, 1_008_312, 1_008_708, 1_010_162, 1_011_691].map((seed) => ({
+    seed,
+    why: "the same",
+  })),
 ];

@@ -200,7 +200,8 @@ export class World {
       mustHaveTheRight(oracle, epoch, request);
       const image = await this.readImage(node, volume, oracle);
       // A device that has waited may miss nothing that it was told of, whatever became of the journal: better none at all.
-      const line = oracle.opened(node.name, epoch, image, request.clientWaits ? "none" : node.risk);
+      const clientWaits = node.kernel.devices.length > 0;
+      const line = oracle.opened(node.name, epoch, image, clientWaits ? "none" : node.risk);
       node.risk = "none";
       // Who comes too late sees the volume as it was before its successors wrote, and can make nothing last.
       const isWritten =

@@ -94,8 +94,8 @@ export const journalMutants: readonly Mutant[] = [
   {
     name: "frames-not-verified-at-replay",
     file: "src/volume/journal-scan.ts",
-    find: "if (!isIntactRawFrame(bytes, 0, extent.lba + block, seed)) return false;",
-    replace: "if (seed < 0) return false;",
+    find: "if (!isIntactRawFrame(bytes, 0, extent.lba + block, seed)) return offset;",
+    replace: "if (seed < 0) return offset;",
     why: "a record that a loss of power tore is replayed: reading it fails",
   },
   {
@@ -141,12 +141,48 @@ export const journalMutants: readonly Mutant[] = [
   {
     name: "torn-tail-left-behind",
     file: "src/volume/journal.ts",
-    find: "    await this.#cutOff(last);\n",
+    find: "    await this.#cutOff(last, clientWaits ? end.brokenAt : this.#fileBytes);\n",
     replace: "",
     why: "after two losses of power, records that the first one tore off come back over what S3 holds",
     test: {
       file: "test/volume/journal.test.ts",
       name: "records behind a torn one never come back, also not when a later loss of power takes what replaced it",
+    },
+  },
+  {
+    name: "lost-writes-not-missed",
+    file: "src/volume/recovery-tables.ts",
+    find: 'when: { client: "waits", behind: ["files", "records"] },\n      action: "refuse",',
+    replace: 'when: { client: "waits", behind: ["files", "records"] },\n      action: "go on",',
+    why: "where a journal rots between two lives of its server, a flush is answered for writes that are gone",
+  },
+  {
+    name: "waiting-device-not-told-of",
+    file: "src/attachment/attachment.ts",
+    find: 'this.#openRequest("resume", clientWaits)',
+    replace: 'this.#openRequest("resume", false)',
+    why: "the same",
+  },
+  {
+    name: "last-commit-not-looked-for",
+    file: "src/volume/journal-remains.ts",
+    find: "    else if (sequence > known) return true;\n",
+    replace: "",
+    why: "a record that rots at the journal's end passes for one that its writer did not finish",
+    test: {
+      file: "test/volume/journal-remains.test.ts",
+      name: "the last record is missed as well where it ends at a page's end: the mark is in the next page",
+    },
+  },
+  {
+    name: "remains-of-a-power-loss-left-behind",
+    file: "src/volume/journal.ts",
+    find: "clientWaits ? end.brokenAt : this.#fileBytes);",
+    replace: "end.brokenAt);",
+    why: "what a loss of power left passes for damage after the next kill: a sound volume answers errors",
+    test: {
+      file: "test/volume/journal-remains.test.ts",
+      name: "what a loss of power leaves behind the end is never taken for damage later, by seed",
     },
   },
   {
