@@ -4,7 +4,7 @@
  * nothing is lost. And the kernel's devices: more volumes than it has devices ready.
  */
 import assert from "node:assert/strict";
-import { readdir, readFile, rm, statfs, writeFile } from "node:fs/promises";
+import { open, readdir, readFile, rm, statfs, writeFile } from "node:fs/promises";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { nullLog } from "../../src/base/log.ts";
@@ -91,6 +91,39 @@ kernelTests({ url: import.meta.url, name: "the node's disk and devices", timeout
       await node.server.restart("SIGTERM");
       await claim.bringUp();
       assert.ok((await readFile(`${claim.target}/file`)).equals(bytes), "from S3 alone");
+      await claim.remove();
+    },
+  );
+
+  test(
+    "a journal that rots while its server is dead: the device answers errors, and goes on once it is attached anew",
+    { timeout: 270_000 },
+    async () => {
+      const claim = new Claim(cluster, { name: "rotten", use: "block", sizeBytes: 2 ** 24, parameters: local });
+      await claim.bringUp();
+      const device = await open(claim.target, "r+");
+      const blocks = Array.from({ length: 10 }, (_, block) => new SeededRandom(block + 1).bytes(4096));
+      for (const [block, bytes] of blocks.entries()) {
+        await device.write(bytes, 0, 4096, block * 4096);
+        await device.sync();
+      }
+      await node.server.stop("SIGKILL");
+      const directory = node.path("state/journal", claim.volumeId);
+      const [name] = (await readdir(directory)).toSorted();
+      const journal = await readFile(`${directory}/${name}`);
+      journal[journal.indexOf(blocks[9]) + 100] ^= 1;
+      await writeFile(`${directory}/${name}`, journal, { flag: "r+" });
+      await node.server.start();
+      await node.server.logged("the device answers errors from now on: unmount and detach it");
+      await device.write(blocks[0], 0, 4096, 4096 * 20);
+      await assert.rejects(device.sync(), { code: "EIO" });
+      await device.close();
+      await claim.bringDown();
+      await claim.bringUp();
+      await dropCaches();
+      const found = (await readFile(claim.target)).subarray(0, 10 * 4096);
+      assert.ok(found.subarray(0, 9 * 4096).equals(Buffer.concat(blocks.slice(0, 9))), "what stood before the damage");
+      assert.ok(found.subarray(9 * 4096).every((byte) => byte === 0));
       await claim.remove();
     },
   );

@@ -1,14 +1,6 @@
 /** What goes wrong with disks and with what lies on them, or in the store. */
-import { crc32 } from "../../src/base/checksum.ts";
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
-import { journalFrameSeed } from "../../src/volume/format/frame.ts";
-import {
-  COMMIT_MARK_BYTES,
-  decodeFileHeader,
-  FILE_HEADER_BYTES,
-  readCommitMark,
-} from "../../src/volume/format/journal-record.ts";
-import { journalFileName } from "../../src/volume/journal-scan.ts";
+import { endOfJournal } from "../suites/journal-end.ts";
 import { type Action, anyNode, crashed, logUniform, usedNode } from "./action.ts";
 import type { SimNode } from "./node.ts";
 import type { Session } from "./session.ts";
@@ -144,39 +136,16 @@ function rotBetweenLives(world: World, session: Session, random: SeededRandom, t
   for (let count = 20; count > 0; count -= 1) session.step(40);
   world.clock.after(logUniform(random, 20), () => {
     const { server } = node;
-    const last = endOfJournal(node);
+    const last = endOfJournal(node.state.paths().filter(isJournal), (path) => node.state.contentOf(path));
     if (server?.registry === undefined || server.process.dead || last === undefined) return;
     world.lookForRisk();
     world.countCrash();
     node.killProcess("and its journal rots");
-    flipBit(node, last.path, Math.max(0, last.end - 1 - random.below(8000)), random);
+    flipBit(node, last.name, Math.max(0, last.end - 1 - random.below(8000)), random);
     journalRotted(world, node);
     world.coverage.add("journal rotted between two lives");
     world.clock.after(4000, () => rotBetweenLives(world, session, random, times - 1));
   });
-}
-
-/** Of those before `end`: offset of the last byte that is not zero. */
-function lastByte(content: Buffer, end: number): number {
-  return content.subarray(0, end).findLastIndex((byte) => byte !== 0);
-}
-
-/** The file with the newest header, and where its last commit ends: none in its header's page. */
-function endOfJournal(node: SimNode): { path: string; end: number } | undefined {
-  for (const path of node.state.paths().filter(isJournal).toReversed()) {
-    const content = node.state.contentOf(path);
-    const header = decodeFileHeader(content);
-    if (header === undefined || !path.endsWith(journalFileName(header.fileNumber))) continue;
-    const journalSeed = crc32(header.journalId);
-    let end = 0;
-    for (let page = FILE_HEADER_BYTES; page < content.length; page += FILE_HEADER_BYTES) {
-      const at = page + FILE_HEADER_BYTES - COMMIT_MARK_BYTES;
-      const seed = journalFrameSeed(journalSeed, header.fileNumber * header.fileBytes + at);
-      if (readCommitMark(content, at, seed) !== undefined) end = lastByte(content, at) + 1;
-    }
-    return end > FILE_HEADER_BYTES ? { path, end } : undefined;
-  }
-  return undefined;
 }
 
 function flipBit(node: SimNode, path: string, at: number, random: SeededRandom): void {

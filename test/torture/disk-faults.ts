@@ -3,14 +3,17 @@
  * the cache's bytes rot while they are used, the server is killed and starts on a full disk or on a rotten cache. Users
  * of mounted filesystems wait at most. And journals are damaged by hand between the death of the machine and its
  * return: bits flipped, bytes cut off, files gone. With durability "s3" every flush is there all the same; with "local"
- * the device is at least as it was at one moment, never a mixture of two.
+ * the device is at least as it was at one moment, never a mixture of two. Or they rot under a server that is dead alone:
+ * then the device that waits for it may not go on as if nothing had been lost.
  */
+import { readFileSync } from "node:fs";
 import { open, readdir, rm, stat, statfs, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
 import { Claim } from "../e2e/claim.ts";
 import { Cluster, type ClusterNode } from "../e2e/cluster.ts";
 import { run } from "../e2e/content.ts";
+import { endOfJournal } from "../suites/journal-end.ts";
 import { VerifiedLoad } from "../e2e/verified-load.ts";
 import {
   checkFilesystem,
@@ -40,6 +43,7 @@ const faults: Readonly<Record<string, (scene: Scene, torture: Torture) => Promis
   "disk full": fullDisk,
   "rotten cache": rottenCache,
   "journal damaged by hand": damagedJournal,
+  "journal rotten under a device": rottenUnderDevice,
 };
 
 /** All faults in turns, or those that are named. */
@@ -132,6 +136,51 @@ async function damagedJournal(scene: Scene, { random, figures }: Torture): Promi
     Math.max(0, onLocal.acknowledged - moment),
   );
   onLocal.acknowledged = moment;
+}
+
+/**
+ * The server dies, a bit near the end of a journal turns, and it comes back to a device that has waited in between: that
+ * goes on where nothing is lost, or answers errors until it is detached. Attached again it is as it was at one moment.
+ */
+async function rottenUnderDevice({ node, claims, ledgers }: Scene, { random, figures }: Torture): Promise<void> {
+  const [claim, ledger] = [claims[2], ledgers[2]];
+  ledger.start();
+  await ledger.untilAcknowledged(3 + random.below(60));
+  await node.server.stop("SIGKILL");
+  const directory = node.path("state/journal", claim.volumeId);
+  const names = (await readdir(directory)).filter((name) => name.endsWith(".journal"));
+  const last = endOfJournal(names, (name) => readFileSync(join(directory, name)));
+  if (last === undefined) throw new Error("a ledger was kept and the journal is empty");
+  await flipBit(join(directory, last.name), last.end - 1 - random.below(Math.min(last.end, 40_000)), random);
+  node.server.launch();
+  const goesOn = await ledger.untilAcknowledged().then(
+    () => true,
+    () => false,
+  );
+  figures.count(goesOn ? "devices that went on over a turned bit" : "devices that answered errors for a turned bit");
+  if (goesOn) {
+    await ledger.stop();
+    await ledger.mustHoldMoment();
+    return;
+  }
+  await claim.bringDown();
+  await claim.bringUp();
+  const moment = await ledger.moment();
+  if (moment === undefined) throw new Error("a device with a rotten journal was never like this at once");
+  figures.count("records that turned bits have cost", Math.max(0, ledger.acknowledged - moment));
+  ledger.acknowledged = moment;
+}
+
+async function flipBit(path: string, at: number, random: SeededRandom): Promise<void> {
+  const file = await open(path, "r+");
+  try {
+    const byte = Buffer.alloc(1);
+    await file.read(byte, 0, 1, at);
+    byte[0] ^= 1 << random.below(8);
+    await file.write(byte, 0, 1, at);
+  } finally {
+    await file.close();
+  }
 }
 
 /** Answers what it did. */
