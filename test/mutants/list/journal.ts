@@ -80,8 +80,8 @@ export const journalMutants: readonly Mutant[] = [
   {
     name: "page-tail-not-loaded",
     file: "src/volume/journal-tail.ts",
-    find: "if (offset > pageStart) await file.read(",
-    replace: "if (offset < pageStart) await file.read(",
+    find: "if (offset > pageStart) await place.file.read(",
+    replace: "if (offset < pageStart) await place.file.read(",
     why: "the first write after a restart destroys the record before it",
   },
   {
@@ -125,9 +125,9 @@ export const journalMutants: readonly Mutant[] = [
   },
   {
     name: "replayed-sequence-off-by-one",
-    file: "src/volume/journal.ts",
-    find: "      if (record.sequence <= durableSequence) return;",
-    replace: "      if (record.sequence <= durableSequence + 1) return;",
+    file: "src/volume/journal-scan.ts",
+    find: "    if (record.sequence <= durableSequence) return;",
+    replace: "    if (record.sequence <= durableSequence + 1) return;",
     why: "the first acknowledged write that S3 does not hold is not replayed after a crash",
   },
   {
