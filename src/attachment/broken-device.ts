@@ -5,7 +5,9 @@
  */
 import { OperationError } from "../base/errors.ts";
 import type { BlockDevice } from "../block/device.ts";
+import type { Epoch } from "../volume/identity.ts";
 import type { BrokenRequest } from "./volume-host.ts";
+import type { HostedVolume } from "./volume-worker.ts";
 
 export class BrokenDevice implements BlockDevice {
   readonly sizeBytes: number;
@@ -48,4 +50,34 @@ export class BrokenDevice implements BlockDevice {
   }
 
   async close(): Promise<void> {}
+}
+
+/** The device in the place of a volume that is open. */
+export function brokenVolume(request: BrokenRequest): HostedVolume {
+  const device = new BrokenDevice(request);
+  const { volumeId, sizeBytes, blockSizeBytes, failure } = request;
+  return {
+    blockSizeBytes,
+    device,
+    byteDevice: device,
+    status: () => ({
+      volumeId,
+      state: "failed",
+      failure,
+      epoch: 0 as Epoch,
+      durability: "s3",
+      sizeBytes,
+      blockSizeBytes,
+      neverWritten: false,
+      dirtyBytes: 0,
+      behindMs: 0,
+      journalUsedBytes: 0,
+      journalLimitBytes: 0,
+      journalFullSeconds: Infinity,
+    }),
+    drain: () => Promise.reject(device.error()),
+    leave: async () => {},
+    close: async () => {},
+    onFailure: (listener) => listener(failure),
+  };
 }

@@ -9,9 +9,8 @@ import { assert } from "../base/assert.ts";
 import { OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { BlockDevice } from "../block/device.ts";
-import type { Epoch, VolumeId } from "../volume/identity.ts";
+import type { VolumeId } from "../volume/identity.ts";
 import type { VolumeStatus } from "../volume/status.ts";
-import { BrokenDevice } from "./broken-device.ts";
 import type { BrokenRequest, OpenRequest } from "./volume-host.ts";
 import type { CallMessage, CallName, OpenedVolume, Port, WorkerCalls, WorkerMessage } from "./worker-messages.ts";
 
@@ -39,6 +38,8 @@ export interface HostedConnection {
 
 export interface VolumeWorkerParts {
   open(request: OpenRequest): Promise<HostedVolume>;
+  /** What answers errors in the place of a volume that may not be served. */
+  openBroken(request: BrokenRequest): HostedVolume;
   /** Starts to serve `device` on the socket. */
   connect(options: { fd: number; device: BlockDevice; received: Uint8Array; kernel: boolean }): HostedConnection;
   closeFd(fd: number): void;
@@ -112,7 +113,7 @@ export class VolumeWorker {
 
   async #openBroken(request: BrokenRequest): Promise<OpenedVolume> {
     assert(!this.#volumes.has(request.volumeId), "a volume that is open is not replaced by a broken one");
-    return this.#adopt(request.volumeId, brokenVolume(request));
+    return this.#adopt(request.volumeId, this.#parts.openBroken(request));
   }
 
   #adopt(volumeId: VolumeId, volume: HostedVolume): OpenedVolume {
@@ -163,33 +164,4 @@ export class VolumeWorker {
 
 function notOpen(volumeId: VolumeId): OperationError {
   return new OperationError("not-found", "the volume is not open here", { context: { volumeId } });
-}
-
-function brokenVolume(request: BrokenRequest): HostedVolume {
-  const device = new BrokenDevice(request);
-  const { volumeId, sizeBytes, blockSizeBytes, failure } = request;
-  return {
-    blockSizeBytes,
-    device,
-    byteDevice: device,
-    status: () => ({
-      volumeId,
-      state: "failed",
-      failure,
-      epoch: 0 as Epoch,
-      durability: "s3",
-      sizeBytes,
-      blockSizeBytes,
-      neverWritten: false,
-      dirtyBytes: 0,
-      behindMs: 0,
-      journalUsedBytes: 0,
-      journalLimitBytes: 0,
-      journalFullSeconds: Infinity,
-    }),
-    drain: () => Promise.reject(device.error()),
-    leave: async () => {},
-    close: async () => {},
-    onFailure: (listener) => listener(failure),
-  };
 }

@@ -1,6 +1,7 @@
 /**
  * How a thread of the server opens a volume: the store of its location, the node's right to own it, its journal's
- * directory, the engine, and around the device what measures it and what serves any range of bytes.
+ * directory, the engine, and around the device what measures it and what serves any range of bytes. And what stands in
+ * the place of a volume that may not be served: measured as well, so that whoever watches the metrics learns of it.
  */
 import type { Clock } from "../base/clock.ts";
 import type { Disk } from "../base/disk.ts";
@@ -8,9 +9,10 @@ import { OperationError } from "../base/errors.ts";
 import { ByteGranularDevice } from "../block/byte-granular.ts";
 import type { BlockDevice, MaybePromise } from "../block/device.ts";
 import { MeasuredDevice } from "../block/measured-device.ts";
+import { brokenVolume } from "../attachment/broken-device.ts";
 import type { HostedVolume } from "../attachment/volume-worker.ts";
-import type { OpenRequest } from "../attachment/volume-host.ts";
-import type { Metrics } from "../observability/metrics.ts";
+import type { BrokenRequest, OpenRequest } from "../attachment/volume-host.ts";
+import type { Metrics, VolumeGauges } from "../observability/metrics.ts";
 import type { Engine } from "../volume/engine.ts";
 import { BLOCK_BYTES } from "../volume/identity.ts";
 import type { Publication } from "../volume/publication.ts";
@@ -67,6 +69,17 @@ export async function openHostedVolume(parts: HostedVolumesParts, request: OpenR
   };
 }
 
+/** What answers errors to a device whose volume may not be served. */
+export function openBrokenVolume(
+  { metrics, clock }: Pick<HostedVolumesParts, "metrics" | "clock">,
+  request: BrokenRequest,
+): HostedVolume {
+  const volume = brokenVolume(request);
+  const observer = metrics.addVolume(request.volumeId, () => gaugesOf(volume));
+  const device = new MeasuredDevice(volume.device, clock, observer);
+  return { ...volume, device, byteDevice: device, close: async () => metrics.removeVolume(request.volumeId) };
+}
+
 /**
  * The control plane's word on who may own the volume. It is no protection (epochs are), but keeps a late call on a
  * node that has lost the volume from taking it away from its new owner.
@@ -93,7 +106,7 @@ function inForceFor(newest: Publication | undefined, nodeId: string, publication
   return newest.number === publication ? "the one asked for" : "a later one for this node";
 }
 
-function gaugesOf(volume: Volume) {
+function gaugesOf(volume: Pick<HostedVolume, "status">): VolumeGauges {
   const status = volume.status();
   return {
     sizeBytes: status.sizeBytes,

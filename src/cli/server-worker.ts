@@ -25,7 +25,7 @@ import { Metrics } from "../observability/metrics.ts";
 import { preloadStore } from "../store/open-store.ts";
 import type { StoreSettings } from "../store/open-store.ts";
 import { Engine } from "../volume/engine.ts";
-import { openHostedVolume } from "./hosted-volumes.ts";
+import { openBrokenVolume, openHostedVolume } from "./hosted-volumes.ts";
 import type { FlagValues } from "./flags.ts";
 import { startLogging } from "./process.ts";
 import { Stores } from "./stores.ts";
@@ -100,6 +100,7 @@ new VolumeWorker(
   {
     log,
     open: (request) => openHostedVolume({ engine, stores, journals, metrics, clock, nodeId: data.nodeId }, request),
+    openBroken: (request) => openBrokenVolume({ metrics, clock }, request),
     connect: (options) => connect(options, log),
     closeFd: (fd) => libc.close(fd),
     metrics: () => metrics.snapshot(),

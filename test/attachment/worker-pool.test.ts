@@ -6,6 +6,7 @@ import { nullLog } from "../../src/base/log.ts";
 import { MemoryDevice } from "../../src/block/memory-device.ts";
 import { VolumeExports } from "../../src/attachment/exports.ts";
 import type { VolumeExport } from "../../src/attachment/exports.ts";
+import { brokenVolume } from "../../src/attachment/broken-device.ts";
 import { VolumeWorker } from "../../src/attachment/volume-worker.ts";
 import type { HostedConnection, HostedVolume } from "../../src/attachment/volume-worker.ts";
 import { threadOf, WorkerPool } from "../../src/attachment/worker-pool.ts";
@@ -53,6 +54,7 @@ class Thread {
     new VolumeWorker(
       {
         open: (request) => this.#open(request),
+        openBroken: brokenVolume,
         connect: (options) => this.#connect(options),
         closeFd: (fd) => this.closedFds.push(fd),
         metrics: async () => [{ name: "x" }],

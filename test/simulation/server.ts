@@ -10,6 +10,7 @@ import type { MemoryDisk } from "../../src/base/memory-disk.ts";
 import type { SeededRandom } from "../../src/base/seeded-random.ts";
 import { AttachmentRecords } from "../../src/attachment/attachment-record.ts";
 import { AttachmentRegistry } from "../../src/attachment/registry.ts";
+import { brokenVolume } from "../../src/attachment/broken-device.ts";
 import type { HostedConnection, HostedVolume, VolumeWorkerParts } from "../../src/attachment/volume-worker.ts";
 import { VolumeWorker } from "../../src/attachment/volume-worker.ts";
 import type { OpenRequest } from "../../src/attachment/volume-host.ts";
@@ -116,6 +117,7 @@ export class SimServer {
         await this.parts.opened(request, volume, this);
         return this.#watched(request, volume);
       },
+      openBroken: brokenVolume,
       connect: (options) => this.#connect(options),
       closeFd: (fd) => kernel.closeFd(fd),
       metrics: async () => [],
