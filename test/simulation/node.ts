@@ -55,6 +55,8 @@ export class SimNode {
   readonly faults: DiskFaults = { read: 0, write: 0, sync: 0, delayMs: 0.5 };
   /** What may have become of the journal since this node opened the volume last. */
   risk: JournalRisk = "none";
+  /** And since it has begun to: what it reads of the journal may be from before that. */
+  #riskSince: JournalRisk = "none";
   /** Errors that the disk has given, or rot that it has, ever: an excuse for errors of its volumes. */
   diskFailures = 0;
   /** The process dies in the midst of the disk operation that brings this to zero. */
@@ -95,6 +97,7 @@ export class SimNode {
       kernel: this.kernel,
       state: this.state,
       run: this.run,
+      opening: () => (this.#riskSince = "none"),
       opened: (request, volume, by) => world.opened(this, request, volume, by),
       closed: (request, volume) => world.closed(this, request, volume),
       refused: () => world.coverage.add("damage found under a waiting device"),
@@ -148,6 +151,12 @@ export class SimNode {
 
   raiseRisk(risk: JournalRisk): void {
     if (riskOrder.indexOf(risk) > riskOrder.indexOf(this.risk)) this.risk = risk;
+    if (riskOrder.indexOf(risk) > riskOrder.indexOf(this.#riskSince)) this.#riskSince = risk;
+  }
+
+  /** It is decided what an opened volume holds. */
+  settleRisk(): void {
+    this.risk = this.#riskSince;
   }
 
   /** Freezes the server's process, and thaws it after up to five minutes. */

@@ -41,6 +41,8 @@ export interface ServerParts {
   /** State (journals, cache) and run directory. */
   state: MemoryDisk;
   run: MemoryDisk;
+  /** Called before the engine opens a volume, and so before it reads the journal. */
+  opening: () => void;
   /** Called when the engine has opened a volume and before anybody is served. */
   opened: (request: OpenRequest, volume: HostedVolume, server: SimServer) => Promise<void>;
   closed: (request: OpenRequest, volume: HostedVolume, server: SimServer) => void;
@@ -110,6 +112,7 @@ export class SimServer {
     const worker: VolumeWorkerParts = {
       log,
       open: async (request) => {
+        this.parts.opening();
         const volume = await openHostedVolume(hosted, request).catch((error: unknown) => {
           if (request.clientWaits && isKind(error, "corrupt")) this.parts.refused();
           throw error;

@@ -202,7 +202,7 @@ export class World {
       // A device that has waited may miss nothing that it was told of, whatever became of the journal: better none at all.
       const clientWaits = node.kernel.devices.length > 0;
       const line = oracle.opened(node.name, epoch, image, clientWaits ? "none" : node.risk);
-      node.risk = "none";
+      node.settleRisk();
       // Who comes too late sees the volume as it was before its successors wrote, and can make nothing last.
       const isWritten =
         !oracle.deleted && ((oracle.everWritten && !line.superseded) || image.some((version) => version > 0));
