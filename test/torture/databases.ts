@@ -15,6 +15,11 @@ import { installPostgres, PostgresApplication } from "./postgres.ts";
 /** Longest life of the databases between two deaths. */
 const lifeMs = 1500;
 const commitsPerLife = 5;
+/**
+ * After so many rounds everything is looked at, and volumes and databases are made anew: nothing collects what is
+ * overwritten, and the guest's memory is the store.
+ */
+const inspectionRounds = 50;
 
 interface Site {
   claim: Claim;
@@ -53,22 +58,19 @@ async function torturing(
   const cluster = await Cluster.start();
   let sites: Site[] = [];
   try {
-    const claims = [
-      new Claim(cluster, { name: "database-s3", use: "ext4" }),
-      new Claim(cluster, { name: "database-local", use: "xfs", parameters: { durability: "local" } }),
-    ];
-    for (const claim of claims) await claim.bringUp();
     const [node] = cluster.nodes;
-    sites = await settle(claims, node);
+    sites = await settleOn(cluster, (claims) => settle(claims, node));
     for (const round of roundsOf(torture)) {
       await liveOn(torture, sites);
       await die(torture, { cluster, sites, round });
       if (round % 10 === 0) torture.say(`round ${round}`);
+      if (round % inspectionRounds === 0) {
+        await inspect(sites);
+        torture.figures.count("inspections in between");
+        sites = await settleOn(cluster, (claims) => settle(claims, node));
+      }
     }
-    await startAll(sites);
-    await killAll(sites);
-    for (const claim of claims) await checkFilesystem(claim);
-    for (const claim of claims) await claim.remove();
+    await inspect(sites);
   } catch (error) {
     torture.say(cluster.report());
     throw error;
@@ -78,6 +80,24 @@ async function torturing(
     await cluster.close();
     await killed;
   }
+}
+
+/** New volumes with new databases. */
+async function settleOn(cluster: Cluster, settle: (claims: readonly Claim[]) => Promise<Site[]>): Promise<Site[]> {
+  const claims = [
+    new Claim(cluster, { name: "database-s3", use: "ext4" }),
+    new Claim(cluster, { name: "database-local", use: "xfs", parameters: { durability: "local" } }),
+  ];
+  for (const claim of claims) await claim.bringUp();
+  return await settle(claims);
+}
+
+/** The databases hold what they must, the checkers are content, and all is removed. */
+async function inspect(sites: readonly Site[]): Promise<void> {
+  await startAll(sites);
+  await killAll(sites);
+  for (const { claim } of sites) await checkFilesystem(claim);
+  for (const { claim } of sites) await claim.remove();
 }
 
 /** Starts the databases, which checks them, and lets them commit for a while. */
