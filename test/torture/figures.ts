@@ -12,6 +12,11 @@ export class Figures {
   readonly #counts = new Map<string, number>();
   readonly #samples = new Map<string, number[]>();
 
+  /** With `json` they start with the counts and samples of others: `{counts, samples}`. */
+  constructor(json?: string) {
+    if (json !== undefined) this.add(JSON.parse(json) as Figures);
+  }
+
   count(name: string, by: number = 1): void {
     this.#counts.set(name, (this.#counts.get(name) ?? 0) + by);
   }

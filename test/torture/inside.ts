@@ -1,6 +1,7 @@
 /**
  * The part of a torture run that happens on one kernel, most often in a guest: one scenario, by seed, for so many
- * rounds or so long, and what came of it as one line of JSON behind `resultMark`.
+ * rounds or so long. After each line of progress, and at the end, what it came to so far as one line of JSON behind
+ * `resultMark`.
  * As a program: `inside.ts SCENARIO ROUNDS SEED SECONDS`.
  */
 import { fileURLToPath } from "node:url";
@@ -28,21 +29,24 @@ export const scenarios: Readonly<Record<string, (torture: Torture) => Promise<vo
 
 async function main(name: string, rounds: number, seed: number, seconds: number): Promise<void> {
   const figures = new Figures();
+  const say = (line: string): void => {
+    const { counts, samples } = figures;
+    process.stdout.write(`${line}\n${resultMark}${JSON.stringify({ counts, samples })}\n`);
+  };
   const torture: Torture = {
     rounds,
     random: new SeededRandom(seed),
     figures,
     endMs: monotonicMs() + seconds * 1000,
-    say: (line) => void process.stdout.write(`${line}\n`),
+    say,
   };
   try {
     await scenarios[name](torture);
+    say("all rounds done");
   } catch (error) {
-    torture.say(describe(error));
+    say(describe(error));
     process.exitCode = 1;
   }
-  const { counts, samples } = figures;
-  torture.say(`${resultMark}${JSON.stringify({ counts, samples })}`);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -4,7 +4,7 @@
  * are root, else in User-Mode-Linux guests. Prints what happened and what was measured; exit status 0 where nothing
  * was lost, no error was seen and every checker was content.
  * Several guests share the rounds, each with a seed of its own, counted up from the given one. Rounds that the time did
- * not allow are not run, and the figures say how many were.
+ * not allow are not run, and the figures say how many were. Ctrl-C ends a run with the figures of its last progress.
  */
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -37,10 +37,12 @@ function usage(): never {
   process.exit(2);
 }
 
-/** Adds to `figures` what the share came to, also where it failed; the answer: whether all was well. */
-async function runShare(share: Share, figures: Figures): Promise<boolean> {
+/** Keeps in `figures` what the share has come to, also where it fails; the answer: whether all was well. */
+async function runShare(share: Share, figures: Map<Share, Figures>): Promise<boolean> {
+  const own = new Figures();
+  figures.set(share, own);
   if (share.scenario === "power-loss") {
-    return await powerLoss({ ...share, figures, say, keepsEvidence: true }).then(
+    return await powerLoss({ ...share, figures: own, say, keepsEvidence: true }).then(
       () => true,
       (error: unknown) => {
         say(`seed ${share.seed}: ${describe(error)}`);
@@ -57,7 +59,7 @@ async function runShare(share: Share, figures: Figures): Promise<boolean> {
       const lines = (rest + text).split("\n");
       rest = lines.pop() ?? "";
       for (const line of lines) {
-        if (line.startsWith(resultMark)) figures.add(JSON.parse(line.slice(resultMark.length)) as Figures);
+        if (line.startsWith(resultMark)) figures.set(share, new Figures(line.slice(resultMark.length)));
         else say(`seed ${share.seed}: ${line}`);
       }
     },
@@ -75,24 +77,33 @@ async function main(): Promise<number> {
     guests: { type: "string", default: "1" },
   } as const;
   const { values } = parseArgs({ options });
-  const [rounds, seed, minutes, guests] = [values.rounds, values.seed, values.minutes, values.guests].map(Number);
+  const [rounds, seed, timeMinutes, guests] = [values.rounds, values.seed, values.minutes, values.guests].map(Number);
   const isKnown = values.scenario === "power-loss" || Object.hasOwn(scenarios, values.scenario);
-  if (!isKnown || ![rounds, seed, minutes, guests].every((value) => value > 0)) usage();
-  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => process.exit(130));
-  const figures = new Figures();
+  if (!isKnown || ![rounds, seed, timeMinutes, guests].every((value) => value > 0)) usage();
+  const figures = new Map<Share, Figures>();
   const startMs = performance.now();
+  const tell = (outcome: string): void => {
+    const minutes = ((performance.now() - startMs) / 60_000).toFixed(1);
+    const sum = new Figures();
+    for (const each of figures.values()) sum.add(each);
+    say(`\n${values.scenario}, seeds ${seed} to ${seed + guests - 1}, ${minutes} minutes`);
+    for (const line of sum.lines()) say(`  ${line}`);
+    say(outcome);
+  };
+  const end = (): void => {
+    tell("ended by a signal, after the rounds above");
+    process.exit(130);
+  };
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, end);
   const shares = Array.from({ length: guests }, (_, index) => ({
     scenario: values.scenario,
     rounds: Math.floor(rounds / guests) + (index < rounds % guests ? 1 : 0),
     seed: seed + index,
-    seconds: minutes * 60,
+    seconds: timeMinutes * 60,
   }));
   const outcomes = await Promise.all(shares.map((share) => runShare(share, figures)));
-  const tookMinutes = ((performance.now() - startMs) / 60_000).toFixed(1);
-  say(`\n${values.scenario}, seeds ${seed} to ${seed + guests - 1}, ${tookMinutes} minutes`);
-  for (const line of figures.lines()) say(`  ${line}`);
   const isWell = outcomes.every(Boolean);
-  say(isWell ? "nothing was lost" : "FAILED");
+  tell(isWell ? "nothing was lost" : "FAILED");
   return isWell ? 0 : 1;
 }
 
