@@ -4,8 +4,9 @@
  *
  * Its memory is what uploads do not use at the moment (upload-budget.ts): regions come and go, and with one all blocks
  * in it. In every region a block has one place, so that as many blocks that meet in a place are kept as there are
- * regions. Who is offered again and again gets in: one offer of four is taken, and what was read since the last look at
- * it is spared once. Long reads are not offered, so that they flush nothing.
+ * regions. An empty place takes whoever comes. Where all are taken, who is offered again and again gets in: one offer of
+ * four displaces another block, and what was read since the last look at it is spared once. Long reads are not offered,
+ * so that they flush nothing.
  *
  * Nothing here goes stale: a block is known by its place in an immutable object, never by its address on the disk.
  */
@@ -13,10 +14,10 @@ import { BLOCK_BYTES } from "./identity.ts";
 import type { Borrower, UploadBudget } from "./upload-budget.ts";
 
 const MAX_REGIONS = 8;
-/** One offer of so many is taken: a power of two. */
+/** One offer of so many displaces another block: a power of two. */
 const OFFERS = 4;
 /** So many offers pass before memory is asked for again. */
-const BORROW_OFFERS = 256;
+const BORROW_OFFERS = 64;
 /** Frames begin at one of so many places of an object. */
 const UNITS = 2 ** 22;
 
@@ -62,10 +63,9 @@ export class HotBlocks implements Borrower {
   /** Offers a block that was read from the disk and verified; it stands at `at` of `source`. */
   offer(object: number, unit: number, source: Buffer, at: number): void {
     const offers = (this.#offers += 1);
-    if (offers % OFFERS !== 0) return;
     if (offers % BORROW_OFFERS === 0 && this.#regions.length < MAX_REGIONS) this.#grow();
     const place = this.#placeOf(object, unit);
-    const region = this.#victim(place);
+    const region = this.#empty(place) ?? (offers % OFFERS === 0 ? this.#victim(place) : undefined);
     if (region === undefined) return;
     source.copy(region.buffer, place * BLOCK_BYTES, at, at + BLOCK_BYTES);
     region.keys[place] = object * UNITS + unit;
@@ -82,10 +82,15 @@ export class HotBlocks implements Borrower {
     this.#regions.push({ buffer, keys: new Float64Array(this.#places), reads: new Uint8Array(this.#places) });
   }
 
-  /** The region whose block in `place` goes: an empty one first, else in turn, sparing once who was read. */
-  #victim(place: number): Region | undefined {
+  #empty(place: number): Region | undefined {
     const regions = this.#regions;
     for (let index = 0; index < regions.length; index += 1) if (regions[index].keys[place] === 0) return regions[index];
+    return undefined;
+  }
+
+  /** The region whose block in `place` goes: in turn, sparing once who was read. */
+  #victim(place: number): Region | undefined {
+    const regions = this.#regions;
     for (let left = regions.length; left > 0; left -= 1) {
       this.#next = this.#next + 1 < regions.length ? this.#next + 1 : 0;
       const region = regions[this.#next];

@@ -2,7 +2,7 @@
  * Reading a journal back after a restart: which files belong together, and every record up to the first one whose
  * checksum, sequence, link or frame does not hold. Nothing behind that point is believed, whatever it looks like:
  * records are only ever appended, so what comes after a bad one was never promised to anybody.
- * It changes nothing on disk.
+ * It changes no file's content.
  */
 import type { Disk, DiskFile } from "../base/disk.ts";
 import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES } from "./format/frame.ts";
@@ -28,12 +28,28 @@ export interface JournalFile {
   number: number;
   file: DiskFile;
   header: JournalFileHeader | undefined;
+  /** Where it has another name's header: of the number that it had in its last use. */
+  former?: JournalFileHeader | undefined;
   /** Where the file holds something that is no header: neither what a former use left nor zeroes. */
   isDamaged?: boolean;
 }
 
+/**
+ * openJournalFiles for the volume `uid`. A process that died when it was about to use its only file again has left it with
+ * its next name and its former header: what stands in it is untouched, and gets its former name back.
+ */
+export async function findJournalFiles(disk: Disk, uid: string): Promise<JournalFile[]> {
+  const found = await openJournalFiles(disk);
+  const [{ number, file, former } = {}] = found;
+  if (found.length !== 1 || former?.uid !== uid || former.fileNumber + 1 !== number) return found;
+  await file!.close();
+  await disk.rename(journalFileName(number), journalFileName(former.fileNumber));
+  await disk.sync();
+  return await openJournalFiles(disk);
+}
+
 /** All journal files of the directory, opened, by number; `header` is undefined where it is none of this number. */
-export async function openJournalFiles(disk: Disk): Promise<JournalFile[]> {
+async function openJournalFiles(disk: Disk): Promise<JournalFile[]> {
   const files: JournalFile[] = [];
   try {
     for (const name of await disk.list()) {
@@ -48,6 +64,7 @@ export async function openJournalFiles(disk: Disk): Promise<JournalFile[]> {
       await file.read(page, 0);
       const header = decodeFileHeader(page);
       if (header?.fileNumber === number) entry.header = header;
+      else entry.former = header;
       if (header === undefined) entry.isDamaged = !page.equals(blankHeader);
     }
   } catch (error) {

@@ -32,11 +32,11 @@ import { BLOCK_BYTES } from "./identity.ts";
 import { destroyRemains, type JournalIdentity, mustNotBeMissed } from "./journal-remains.ts";
 import {
   currentFiles,
+  findJournalFiles,
   type JournalFile,
   journalFileName,
   type JournalReading,
   journalState,
-  openJournalFiles,
   readBack,
 } from "./journal-scan.ts";
 import { type JournalPlace, JournalTail } from "./journal-tail.ts";
@@ -99,7 +99,7 @@ export class Journal {
 
   /** Opens the directory and reads which journal is there; call recover() or begin() next. */
   static async open(options: JournalOptions): Promise<Journal> {
-    return new Journal(options, await openJournalFiles(options.disk));
+    return new Journal(options, await findJournalFiles(options.disk, options.uid));
   }
 
   private constructor(options: JournalOptions, found: JournalFile[]) {

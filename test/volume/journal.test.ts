@@ -258,6 +258,29 @@ test("files go round within the limit, and one file is enough where the disk has
   }
 });
 
+test("a process that dies while it begins to use its only file again leaves a journal that goes on", async () => {
+  const disk = new MemoryDisk({ capacityBytes: FILE_BYTES + 64 * 1024 });
+  const journal = await begun(disk, 3 * FILE_BYTES);
+  const source = new SeededRandom(4).bytes(BLOCK * 8);
+  while (journal.hasRoom(8)) await append(journal, journal.sequence, source);
+  const { journalId, sequence } = journal;
+  const room = journal.waitForRoom();
+  journal.release(journal.position);
+  await room;
+  assert.deepEqual(await disk.list(), ["0000000000000002.journal"]);
+
+  const next = await recovered(disk.reopen(), sequence);
+  assert.deepEqual(next.journal.journalId, journalId);
+  assert.deepEqual(next.entries, []);
+  await append(next.journal, 7, source);
+  const last = await recovered(disk.reopen(), sequence);
+  assert.deepEqual(
+    last.entries.map(({ lba }) => lba),
+    [7],
+  );
+  await last.journal.close();
+});
+
 test("a disk without room is asked again now and then, and told of once; nothing is left of the attempts", async () => {
   const disk = new MemoryDisk({ capacityBytes: FILE_BYTES + 64 * 1024 });
   let warnings = 0;
