@@ -57,11 +57,15 @@ function putDevice(index: number, state: FakeState): void {
 function fake(answer: (command: number) => Buffer[], sendTimeoutMs: () => number = () => 5000) {
   const closed: number[] = [];
   const commands: number[] = [];
+  const sendTimeouts: [number, number][] = [];
   const libc = {
     close: (fd: number) => {
       closed.push(fd);
     },
     sendTimeoutMs,
+    setSendTimeoutMs: (fd: number, ms: number) => {
+      sendTimeouts.push([fd, ms]);
+    },
     makeBlockNode: () => {
       throw new Error("EPERM");
     },
@@ -72,13 +76,15 @@ function fake(answer: (command: number) => Buffer[], sendTimeoutMs: () => number
     log: nullLog,
     sysfs: new NbdSysfs({ sys: join(root, "sys"), proc: join(root, "proc") }),
     deviceRoot: join(root, "dev"),
-    request: async (payload) => {
+    request: async (payload, _deadlineMs, then) => {
       const { command } = decodeGeneric(payload);
       commands.push(command);
-      return Promise.resolve(answer(command));
+      const answers = answer(command);
+      then?.();
+      return Promise.resolve(answers);
     },
   });
-  return { kernel, closed, commands };
+  return { kernel, closed, commands, sendTimeouts };
 }
 
 const refuse = (code: string) => (): Buffer[] => {
@@ -128,13 +134,14 @@ describe("reconnect", () => {
   test("asks again until the kernel has taken the socket", async () => {
     putDevice(1, { connected: true, backend: options.backendIdentifier });
     let looks = 0;
-    const { kernel, closed, commands } = fake(
+    const { kernel, closed, commands, sendTimeouts } = fake(
       () => [],
       () => (++looks < 3 ? 0 : 5000),
     );
     await kernel.reconnect(reconnect);
     // Three times the socket, then its timeout taken away.
     assert.deepEqual(commands, Array(4).fill(commandReconfigure));
+    assert.deepEqual(sendTimeouts, [[11, 30_000]]);
     assert.deepEqual(closed, [11]);
   });
 
@@ -240,6 +247,17 @@ describe("a netlink request", () => {
     // Whether this kernel has nbd or not, it answers.
     if (Array.isArray(outcome)) assert.equal(outcome.length, 1);
     else assert.equal((outcome as NetlinkError).code, "ENOENT");
+  });
+
+  test("that waits for nobody is handled before anything else happens on this thread", async () => {
+    const family = CONTROLLER_FAMILY;
+    const parts = { libc: await loadLibc(), clock: systemClock };
+    const events: string[] = [];
+    const then = (): void => void events.push("handled");
+    const asked = requestNetlink(parts, { family, payload: encodeGetFamily(), deadlineMs: 5000, then });
+    events.push("asked");
+    await asked.catch(() => undefined);
+    assert.deepEqual(events, ["handled", "asked"]);
   });
 
   test("that the kernel does not finish is given up at its deadline, and its socket closed when it does", async () => {

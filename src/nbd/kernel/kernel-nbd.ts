@@ -10,7 +10,7 @@ import { IoctlNbd } from "./ioctl-nbd.ts";
 import { type Libc, loadLibc } from "./libc.ts";
 import type { KernelNbd } from "./nbd-device.ts";
 import { CONTROLLER_FAMILY, decodeFamily, encodeGetFamily } from "./nbd-messages.ts";
-import { NetlinkNbd } from "./netlink-nbd.ts";
+import { NetlinkNbd, type NetlinkNbdParts } from "./netlink-nbd.ts";
 import { NetlinkError, requestNetlink } from "./netlink-socket.ts";
 
 const FAMILY_DEADLINE_MS = 5_000;
@@ -31,8 +31,8 @@ export async function openKernelNbd(options: KernelNbdOptions): Promise<KernelNb
   const way = options.interface ?? "auto";
   const family = way === "ioctl" ? undefined : await findFamily(libc, clock);
   if (family !== undefined) {
-    const request = (payload: Buffer, deadlineMs: number): Promise<Buffer[]> =>
-      requestNetlink({ libc, clock }, { family, payload, deadlineMs });
+    const request: NetlinkNbdParts["request"] = (payload, deadlineMs, then) =>
+      requestNetlink({ libc, clock }, { family, payload, deadlineMs, then });
     return new NetlinkNbd({ libc, clock, log, sysfs, deviceRoot, request });
   }
   if (!sysfs.hasDriver()) {

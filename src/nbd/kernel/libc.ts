@@ -2,7 +2,7 @@
  * The one system-call binding of this room: the few libc functions that Node's core lacks, by koffi. It is loaded on
  * first use, so that a process which attaches nothing never needs it.
  * Every function throws SystemCallError (with the errno's name as `code`) instead of returning -1. It only translates:
- * no retries, no policy. It must never be given a call that can wait on the calling thread, but for doIoctl, which is
+ * no retries, no policy. It must never be given a call that can wait on the calling thread, but for ioctl, which is
  * for threads of their own; sendNetlink runs on Node's thread pool.
  */
 import { OperationError } from "../../base/errors.ts";
@@ -31,10 +31,13 @@ export interface Libc {
    * call, so it takes as long as the request does. The errno of a failure is not known.
    */
   readonly sendNetlink: (fd: number, message: Buffer) => Promise<void>;
+  /** The same on the calling thread: for a request that waits for nobody. */
+  readonly sendNetlinkNow: (fd: number, message: Buffer) => void;
   /** Receives one datagram; undefined where none has come. "EMSGSIZE" where it is longer than `target`. */
   readonly receive: (fd: number, target: Buffer) => Buffer | undefined;
   /** SO_SNDTIMEO of a socket in milliseconds; 0 = none. */
   readonly sendTimeoutMs: (fd: number) => number;
+  readonly setSendTimeoutMs: (fd: number, ms: number) => void;
   /** ioctl with a plain number as argument. May wait: call it on a thread of its own. */
   readonly ioctl: (fd: number, request: number, argument: number | bigint) => number;
   /** shutdown(2) of both directions; a socket that is shut down already is no error. */
@@ -147,13 +150,19 @@ function bind(koffi: Koffi): Libc {
   };
 }
 
-function bindSockets(binder: Binder): Pick<Libc, "close" | "duplicate" | "socketPair" | "sendTimeoutMs" | "shutdown"> {
+function bindSockets(
+  binder: Binder,
+): Pick<Libc, "close" | "duplicate" | "socketPair" | "sendTimeoutMs" | "setSendTimeoutMs" | "shutdown"> {
   const close = binder.call("close", "int close(int fd)");
   const fcntl = binder.call("fcntl", "int fcntl(int fd, int command, int argument)");
   const socketpair = binder.call("socketpair", "int socketpair(int domain, int type, int protocol, void *fds)");
   const getsockopt = binder.call(
     "getsockopt",
     "int getsockopt(int fd, int level, int name, void *value, void *length)",
+  );
+  const setsockopt = binder.call(
+    "setsockopt",
+    "int setsockopt(int fd, int level, int name, const void *value, uint32 length)",
   );
   const shutdown = binder.call("shutdown", "int shutdown(int fd, int how)");
   return {
@@ -171,6 +180,10 @@ function bindSockets(binder: Binder): Pick<Libc, "close" | "duplicate" | "socket
       getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, time, Int32Array.of(time.byteLength));
       return Number(time[0]) * 1000 + Number(time[1]) / 1000;
     },
+    setSendTimeoutMs: (fd, ms) => {
+      const time = BigInt64Array.of(BigInt(Math.floor(ms / 1000)), BigInt((ms % 1000) * 1000));
+      setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, time, time.byteLength);
+    },
     shutdown: (fd) => {
       try {
         shutdown(fd, SHUT_RDWR);
@@ -181,11 +194,12 @@ function bindSockets(binder: Binder): Pick<Libc, "close" | "duplicate" | "socket
   };
 }
 
-function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink" | "receive"> {
+function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink" | "sendNetlinkNow" | "receive"> {
   const socket = binder.call("socket", "int socket(int domain, int type, int protocol)");
   const bindSocket = binder.call("bind", "int bind(int fd, const void *address, uint32 length)");
   const close = binder.call("close", "int close(int fd)");
   const recv = binder.call("recv", "long recv(int fd, void *target, size_t length, int flags)");
+  const sendNow = binder.call("send", "long send(int fd, const void *bytes, size_t length, int flags)");
   const send = binder.asynchronous("long send(int fd, const void *bytes, size_t length, int flags)");
   return {
     netlinkSocket: () => {
@@ -204,8 +218,9 @@ function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink"
         if (error instanceof Error) sent.reject(error);
         else sent.resolve(result);
       });
-      if ((await sent.promise) !== message.length) throw new SystemCallError("send", "a netlink message was not sent");
+      mustBeWhole(await sent.promise, message);
     },
+    sendNetlinkNow: (fd, message) => mustBeWhole(sendNow(fd, message, message.length, 0), message),
     receive: (fd, target) => {
       try {
         const length = recv(fd, target, target.length, MSG_DONTWAIT | MSG_TRUNC);
@@ -217,6 +232,10 @@ function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink"
       }
     },
   };
+}
+
+function mustBeWhole(sentBytes: number, message: Buffer): void {
+  if (sentBytes !== message.length) throw new SystemCallError("send", "a netlink message was not sent");
 }
 
 /** glibc's dev_t (sysmacros.h): 12 and 20 bits of the major, 8 and 24 of the minor, interleaved. */

@@ -8,6 +8,9 @@
  *   at each request every 30 s, whether its connection was replaced. That interval is the queue's io_timeout in sysfs.
  *   So a device is connected with a timeout, then relieved of it, then given a short interval: a slow store never costs
  *   the connection, and what a killed server left unanswered is sent again soon after the reconnect.
+ * - A request keeps the interval that was in force when it began. One that begins while the timeout is being taken away
+ *   and is not answered by this server, because it dies at once, waits so long after the next reconnect: so the
+ *   timeout is short, and nothing comes between taking it away and setting the interval.
  * - A dead connection is marked so by a kernel thread, a moment after its peer has closed: hence the retries.
  * - DISCONNECT does not look for users, and fails requests that were not answered: hence the look before it.
  * - The kernel takes a reference of a socket: closing our descriptor of it is right after every request.
@@ -32,11 +35,10 @@ import { NetlinkError } from "./netlink-socket.ts";
 
 const REQUEST_DEADLINE_MS = 10_000;
 const READY_DEADLINE_MS = 10_000;
-/**
- * The timeout while a connection is made. It stays its send timeout: a server that takes no byte for longer loses the
- * connection and must make another.
- */
-const CONNECTING_TIMEOUT_SECONDS = 30;
+/** The timeout while a connection is made. */
+const CONNECTING_TIMEOUT_SECONDS = 5;
+/** A server that takes no byte for longer loses the connection and must make another. */
+const SEND_TIMEOUT_MS = 30_000;
 const RECONNECT_DEADLINE_MS = 10_000;
 const RETRY_INTERVAL_MS = 20;
 /** udev opens a device for a moment whenever it changes. */
@@ -49,8 +51,8 @@ export interface NetlinkNbdParts {
   sysfs: NbdSysfs;
   /** Where the nodes are: "/dev". */
   deviceRoot: string;
-  /** Sends to the kernel's nbd family; resolves with the payloads before the acknowledgement (requestNetlink). */
-  request: (payload: Buffer, deadlineMs: number) => Promise<Buffer[]>;
+  /** Sends to the kernel's nbd family; resolves with the payloads before the acknowledgement (see NetlinkRequest). */
+  request: (payload: Buffer, deadlineMs: number, then?: () => void) => Promise<Buffer[]>;
 }
 
 const refusals: Readonly<Record<string, { kind: ErrorKind; hint: string }>> = {
@@ -171,16 +173,19 @@ export class NetlinkNbd implements KernelNbd {
   /** Slow answers cost no connection from now on, and requests of a dead one wait `timeoutSeconds` for the next. */
   async #bearSlowness(
     index: number,
-    { backendIdentifier, timeoutSeconds }: Pick<ConnectOptions, "backendIdentifier" | "timeoutSeconds">,
+    { backendIdentifier, timeoutSeconds, fds }: Pick<ConnectOptions, "backendIdentifier" | "timeoutSeconds" | "fds">,
   ): Promise<void> {
+    const { libc, log, sysfs } = this.#parts;
     const message = encodeReconfigure({ index, backendIdentifier, timeoutSeconds: 0 });
-    await this.#request(message, "set the timeout of", { index });
-    try {
-      this.#parts.sysfs.setRequestTimer(index, timeoutSeconds * 1000);
-    } catch (error) {
-      const hint = "cannot set a device's timer, is sysfs writable? Requests of a killed server will wait 30 s";
-      this.#parts.log.warn(hint, { index, error: describe(error) });
-    }
+    await this.#request(message, "set the timeout of", { index }, () => {
+      try {
+        sysfs.setRequestTimer(index, timeoutSeconds * 1000);
+      } catch (error) {
+        const hint = "cannot set a device's timer, is sysfs writable? Requests of a killed server will wait 30 s";
+        log.warn(hint, { index, error: describe(error) });
+      }
+    });
+    for (const fd of fds) libc.setSendTimeoutMs(fd, SEND_TIMEOUT_MS);
   }
 
   async resize(options: { index: number; backendIdentifier: string; sizeBytes: number }): Promise<void> {
@@ -260,9 +265,14 @@ export class NetlinkNbd implements KernelNbd {
     return state;
   }
 
-  async #request(payload: Buffer, what: string, context: Record<string, string | number>): Promise<Buffer[]> {
+  async #request(
+    payload: Buffer,
+    what: string,
+    context: Record<string, string | number>,
+    then?: () => void,
+  ): Promise<Buffer[]> {
     try {
-      return await this.#parts.request(payload, REQUEST_DEADLINE_MS);
+      return await this.#parts.request(payload, REQUEST_DEADLINE_MS, then);
     } catch (error) {
       if (!(error instanceof NetlinkError)) throw error;
       const { kind, hint } = refusals[error.code] ?? { kind: "unavailable", hint: "see the kernel's log" };

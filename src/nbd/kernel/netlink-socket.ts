@@ -3,6 +3,7 @@
  * A socket serves one request and is closed after it, so a late answer can meet no other request. The kernel handles
  * a request within send(2); that call runs on a thread of Node's pool, hence no request here stops the calling thread.
  * A request that the kernel does not finish keeps that pool thread until it does: callers must not pile them up.
+ * A request that waits for nobody may be sent on the calling thread (`then`), which can so act on it without delay.
  */
 import type { Clock } from "../../base/clock.ts";
 import { OperationError } from "../../base/errors.ts";
@@ -27,15 +28,20 @@ const POLL_INTERVAL_MS = 2;
 const MAX_DATAGRAMS = 64;
 const SEQUENCE = 1;
 
+export interface NetlinkRequest {
+  family: number;
+  payload: Buffer;
+  deadlineMs: number;
+  /** The request is sent on the calling thread, and this is called when the kernel has handled it, whatever it answers. */
+  then?: (() => void) | undefined;
+}
+
 /**
  * Sends `payload` to `family` and returns the payloads of the messages that precede the acknowledgement.
  * Throws NetlinkError when the kernel refuses; OperationError "unavailable" when no socket can be had or no answer
  * came within `deadlineMs` (the request may still take effect then), "corrupt" for what is no answer.
  */
-export async function requestNetlink(
-  parts: { libc: Libc; clock: Clock },
-  request: { family: number; payload: Buffer; deadlineMs: number },
-): Promise<Buffer[]> {
+export async function requestNetlink(parts: { libc: Libc; clock: Clock }, request: NetlinkRequest): Promise<Buffer[]> {
   const { libc, clock } = parts;
   const endMs = clock.monotonicMs() + request.deadlineMs;
   const fd = openSocket(libc);
@@ -46,7 +52,7 @@ export async function requestNetlink(
     port: 0,
     payload: request.payload,
   });
-  const sent = libc.sendNetlink(fd, message);
+  const sent = request.then === undefined ? libc.sendNetlink(fd, message) : sendNow(libc, fd, message, request.then);
   const closed = sent.then(
     () => undefined,
     () => undefined,
@@ -76,6 +82,11 @@ export async function requestNetlink(
   } finally {
     void closed.then(() => libc.close(fd));
   }
+}
+
+async function sendNow(libc: Libc, fd: number, message: Buffer, then: () => void): Promise<void> {
+  libc.sendNetlinkNow(fd, message);
+  then();
 }
 
 /** Collects payloads; true once the acknowledgement has come. */
