@@ -10,10 +10,14 @@ import { isKind } from "../../src/base/errors.ts";
 import { nullLog } from "../../src/base/log.ts";
 import { systemClock } from "../../src/base/system-clock.ts";
 import { MemoryDevice } from "../../src/block/memory-device.ts";
-import { isFree } from "../../src/nbd/kernel/device-state.ts";
+import { isFree, NbdSysfs } from "../../src/nbd/kernel/device-state.ts";
 import { becomeIoFlusher } from "../../src/nbd/kernel/io-flusher.ts";
 import { openKernelNbd } from "../../src/nbd/kernel/kernel-nbd.ts";
+import { loadLibc } from "../../src/nbd/kernel/libc.ts";
 import type { KernelDevice, KernelNbd } from "../../src/nbd/kernel/nbd-device.ts";
+import { CONTROLLER_FAMILY, decodeFamily, encodeGetFamily } from "../../src/nbd/kernel/nbd-messages.ts";
+import { NetlinkNbd } from "../../src/nbd/kernel/netlink-nbd.ts";
+import { requestNetlink } from "../../src/nbd/kernel/netlink-socket.ts";
 import { connectionOfFd } from "../../src/nbd/socket-connection.ts";
 import { Transmission } from "../../src/nbd/transmission.ts";
 import { kernelTests } from "./kernel-tests.ts";
@@ -55,6 +59,26 @@ async function serve(sizeBytes: number, more: { blockSizeBytes?: number; readOnl
 async function release(served: Served): Promise<void> {
   await kernel.disconnect(served);
   await served.transmission.closed;
+}
+
+/** The netlink way with `whenTaken` between the message that hands sockets over and the next. */
+async function netlinkNbd(whenTaken: () => Promise<void>): Promise<KernelNbd> {
+  const parts = { libc: await loadLibc(), clock: systemClock };
+  const question = { family: CONTROLLER_FAMILY, payload: encodeGetFamily(), deadlineMs: 5000 };
+  const family = decodeFamily((await requestNetlink(parts, question))[0]);
+  let messages = 0;
+  return new NetlinkNbd({
+    ...parts,
+    log: nullLog,
+    sysfs: new NbdSysfs(),
+    deviceRoot: "/dev",
+    request: async (payload, deadlineMs, then) => {
+      const answer = await requestNetlink(parts, { family, payload, deadlineMs, then });
+      messages += 1;
+      if (messages === 1) await whenTaken();
+      return answer;
+    },
+  });
 }
 
 const queue = (index: number, name: string): string =>
@@ -131,6 +155,32 @@ function defineAttachTests(): void {
     await waiting;
     await kernel.disconnect(served);
     await next.closed;
+  });
+
+  test("a request that begins while a device is reconnected waits for seconds where that server dies, too", async () => {
+    const served = await serve(8 * mebibyte);
+    const { index, backendIdentifier } = served;
+    const device = { index, backendIdentifier, ...timeouts, timeoutSeconds: 1 };
+    await served.transmission.destroy();
+    const silent = kernel.socketPair();
+    let begunMs = 0;
+    let waiting: Promise<string> | undefined;
+    const between = await netlinkNbd(async () => {
+      waiting ??= sh(`dd if=${served.devicePath} of=/dev/null bs=4096 count=1 iflag=direct 2>&1`);
+      while (kernel.get(index)?.inFlight === 0) await systemClock.sleep(5);
+      begunMs = systemClock.monotonicMs();
+    });
+    await between.reconnect({ ...device, fds: [silent.kernelFd] });
+    closeSync(silent.serverFd);
+    const pair = kernel.socketPair();
+    const next = new Transmission(connectionOfFd(pair.serverFd), served.device, { onDrain: "stop" });
+    await kernel.reconnect({ ...device, fds: [pair.kernelFd] });
+    await waiting;
+    const waitedSeconds = (systemClock.monotonicMs() - begunMs) / 1000;
+    await kernel.disconnect(served);
+    await next.closed;
+    // The kernel's own interval would be thirty.
+    assert.ok(waitedSeconds < 20, `${waitedSeconds} s`);
   });
 
   test("a served device grows while it is in use", async () => {
