@@ -72,8 +72,8 @@ async function netlinkNbd(whenTaken: () => Promise<void>): Promise<KernelNbd> {
     log: nullLog,
     sysfs: new NbdSysfs(),
     deviceRoot: "/dev",
-    request: async (payload, deadlineMs, then) => {
-      const answer = await requestNetlink(parts, { family, payload, deadlineMs, then });
+    request: async (payload, deadlineMs, whenHandled) => {
+      const answer = await requestNetlink(parts, { family, payload, deadlineMs, whenHandled });
       messages += 1;
       if (messages === 1) await whenTaken();
       return answer;

@@ -76,11 +76,11 @@ function fake(answer: (command: number) => Buffer[], sendTimeoutMs: () => number
     log: nullLog,
     sysfs: new NbdSysfs({ sys: join(root, "sys"), proc: join(root, "proc") }),
     deviceRoot: join(root, "dev"),
-    request: async (payload, _deadlineMs, then) => {
+    request: async (payload, _deadlineMs, whenHandled) => {
       const { command } = decodeGeneric(payload);
       commands.push(command);
       const answers = answer(command);
-      then?.();
+      whenHandled?.();
       return Promise.resolve(answers);
     },
   });
@@ -253,8 +253,8 @@ describe("a netlink request", () => {
     const family = CONTROLLER_FAMILY;
     const parts = { libc: await loadLibc(), clock: systemClock };
     const events: string[] = [];
-    const then = (): void => void events.push("handled");
-    const asked = requestNetlink(parts, { family, payload: encodeGetFamily(), deadlineMs: 5000, then });
+    const whenHandled = (): void => void events.push("handled");
+    const asked = requestNetlink(parts, { family, payload: encodeGetFamily(), deadlineMs: 5000, whenHandled });
     events.push("asked");
     await asked.catch(() => undefined);
     assert.deepEqual(events, ["handled", "asked"]);

@@ -31,8 +31,8 @@ export async function openKernelNbd(options: KernelNbdOptions): Promise<KernelNb
   const way = options.interface ?? "auto";
   const family = way === "ioctl" ? undefined : await findFamily(libc, clock);
   if (family !== undefined) {
-    const request: NetlinkNbdParts["request"] = (payload, deadlineMs, then) =>
-      requestNetlink({ libc, clock }, { family, payload, deadlineMs, then });
+    const request: NetlinkNbdParts["request"] = (payload, deadlineMs, whenHandled) =>
+      requestNetlink({ libc, clock }, { family, payload, deadlineMs, whenHandled });
     return new NetlinkNbd({ libc, clock, log, sysfs, deviceRoot, request });
   }
   if (!sysfs.hasDriver()) {

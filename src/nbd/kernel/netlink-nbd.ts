@@ -52,7 +52,7 @@ export interface NetlinkNbdParts {
   /** Where the nodes are: "/dev". */
   deviceRoot: string;
   /** Sends to the kernel's nbd family; resolves with the payloads before the acknowledgement (see NetlinkRequest). */
-  request: (payload: Buffer, deadlineMs: number, then?: () => void) => Promise<Buffer[]>;
+  request: (payload: Buffer, deadlineMs: number, whenHandled?: () => void) => Promise<Buffer[]>;
 }
 
 const refusals: Readonly<Record<string, { kind: ErrorKind; hint: string }>> = {
@@ -269,10 +269,10 @@ export class NetlinkNbd implements KernelNbd {
     payload: Buffer,
     what: string,
     context: Record<string, string | number>,
-    then?: () => void,
+    whenHandled?: () => void,
   ): Promise<Buffer[]> {
     try {
-      return await this.#parts.request(payload, REQUEST_DEADLINE_MS, then);
+      return await this.#parts.request(payload, REQUEST_DEADLINE_MS, whenHandled);
     } catch (error) {
       if (!(error instanceof NetlinkError)) throw error;
       const { kind, hint } = refusals[error.code] ?? { kind: "unavailable", hint: "see the kernel's log" };

@@ -3,7 +3,7 @@
  * A socket serves one request and is closed after it, so a late answer can meet no other request. The kernel handles
  * a request within send(2); that call runs on a thread of Node's pool, hence no request here stops the calling thread.
  * A request that the kernel does not finish keeps that pool thread until it does: callers must not pile them up.
- * A request that waits for nobody may be sent on the calling thread (`then`), which can so act on it without delay.
+ * A request that waits for nobody may be sent on the calling thread (`whenHandled`), which can so act on it without delay.
  */
 import type { Clock } from "../../base/clock.ts";
 import { OperationError } from "../../base/errors.ts";
@@ -33,7 +33,7 @@ export interface NetlinkRequest {
   payload: Buffer;
   deadlineMs: number;
   /** The request is sent on the calling thread, and this is called when the kernel has handled it, whatever it answers. */
-  then?: (() => void) | undefined;
+  whenHandled?: (() => void) | undefined;
 }
 
 /**
@@ -52,7 +52,8 @@ export async function requestNetlink(parts: { libc: Libc; clock: Clock }, reques
     port: 0,
     payload: request.payload,
   });
-  const sent = request.then === undefined ? libc.sendNetlink(fd, message) : sendNow(libc, fd, message, request.then);
+  const sent =
+    request.whenHandled === undefined ? libc.sendNetlink(fd, message) : sendNow(libc, fd, message, request.whenHandled);
   const closed = sent.then(
     () => undefined,
     () => undefined,
@@ -84,9 +85,9 @@ export async function requestNetlink(parts: { libc: Libc; clock: Clock }, reques
   }
 }
 
-async function sendNow(libc: Libc, fd: number, message: Buffer, then: () => void): Promise<void> {
+async function sendNow(libc: Libc, fd: number, message: Buffer, whenHandled: () => void): Promise<void> {
   libc.sendNetlinkNow(fd, message);
-  then();
+  whenHandled();
 }
 
 /** Collects payloads; true once the acknowledgement has come. */
