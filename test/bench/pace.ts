@@ -9,5 +9,5 @@ export interface Pace {
 
 const mib = 1024 ** 2;
 
-export const quickPace: Pace = { rounds: 3, seconds: 0.5, writeBytes: 256 * mib };
+export const quickPace: Pace = { rounds: 5, seconds: 0.5, writeBytes: 256 * mib };
 export const longPace: Pace = { rounds: 9, seconds: 3, writeBytes: 512 * mib };

@@ -153,14 +153,16 @@ describe("reconnect", () => {
     assert.equal(readFileSync(join(root, "sys/block/nbd1/queue/io_timeout"), "utf8"), "5000");
   });
 
-  test("gives up as busy at its deadline", async () => {
+  test("gives up as busy at its deadline, and leaves the timeout as it was", async () => {
     putDevice(1, { connected: true, backend: options.backendIdentifier });
+    mkdirSync(join(root, "sys/block/nbd1/queue"));
     const { kernel, closed } = fake(
       () => [],
       () => 0,
     );
     await assert.rejects(kernel.reconnect({ ...reconnect, deadlineMs: 1 }), (error) => isKind(error, "busy"));
     assert.deepEqual(closed, [11]);
+    assert.equal(readFileSync(join(root, "sys/block/nbd1/queue/io_timeout"), "utf8"), "5000");
   });
 
   test("a second change of the same device at the same time is busy", async () => {

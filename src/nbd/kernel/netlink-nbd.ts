@@ -154,6 +154,8 @@ export class NetlinkNbd implements KernelNbd {
           waiting = waiting.filter((fd) => libc.sendTimeoutMs(fd) === 0);
           if (waiting.length === 0) return await this.#bearSlowness(index, options);
           if (clock.monotonicMs() >= endMs) {
+            // Whoever serves the device must not lose it for being slow.
+            await this.#bearSlowness(index, { ...options, fds: [] });
             throw new OperationError(
               "busy",
               "the old connection of a kernel device still lives: end its server first",
