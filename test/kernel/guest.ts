@@ -13,14 +13,17 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import {
+  closeSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readFileSync,
   renameSync,
   rmSync,
   statfsSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { delimiter, dirname, join, resolve } from "node:path";
@@ -121,6 +124,7 @@ export async function runInGuest(run: KernelRun): Promise<KernelResult> {
   const memoryMib = run.memoryMib ?? 2_048;
   const exchange = mkdtempSync(join(tmpdir(), "s3block-guest-"));
   const marker = `guest-${randomBytes(8).toString("hex")}`;
+  const letSleep = keepProcessorsAwake();
   try {
     writeFileSync(join(exchange, "init"), initScript(run, marker), { mode: 0o755 });
     const words = [
@@ -157,6 +161,7 @@ export async function runInGuest(run: KernelRun): Promise<KernelResult> {
     }
     return { status, output: transcript.output, kernelLog: transcript.kernelLog };
   } finally {
+    letSleep();
     rmSync(exchange, { recursive: true, force: true });
   }
 }
@@ -372,6 +377,22 @@ function memoryDirectory(memoryMib: number): string {
     if (bavail * bsize > memoryMib * 2 ** 20) return shared;
   }
   return tmpdir();
+}
+
+/**
+ * Keeps this machine's processors from sleeping until the answer is called: a guest is many processes that wake each other
+ * all the time, and where the machine is a virtual one itself, waking a processor takes longer than the work that it wakes
+ * for. Measured on such a one: tests of kernel devices took 12 s instead of 24.
+ */
+function keepProcessorsAwake(): () => void {
+  try {
+    const request = openSync("/dev/cpu_dma_latency", "w");
+    writeSync(request, new Uint8Array(4));
+    return () => closeSync(request);
+  } catch {
+    // Not root, a container, or a kernel without it: guests run all the same.
+    return () => {};
+  }
 }
 
 /** Each page of a guest's process may be a mapping of its own, beyond what a machine allows by default. */
