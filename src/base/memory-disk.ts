@@ -171,8 +171,8 @@ export class MemoryDisk implements Disk {
     if (node === undefined) {
       node = new DirectoryNode();
       this.#node.change({ added: name, removed: undefined, node });
-      await this.sync();
     }
+    if (!this.#node.isDurable(name)) await this.sync();
     assert(node instanceof DirectoryNode, `${path} is a file`);
     const disk = new MemoryDisk();
     disk.#session = this.#session;
@@ -230,6 +230,10 @@ class DirectoryNode {
     apply(this.entries, change);
     this.#pending.push(change);
     this.changes += 1;
+  }
+
+  isDurable(name: string): boolean {
+    return this.#durable.get(name) === this.entries.get(name);
   }
 
   /** Makes the first `count` of all changes durable. */

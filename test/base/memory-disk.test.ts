@@ -92,6 +92,20 @@ test("names not synced may be lost, synced ones never, and a rename never loses 
   assert.ok(outcomes.has("kept old") && outcomes.has("fresh new"), [...outcomes].join(", "));
 });
 
+test("a directory whose name could not be synced is durable once it was asked for again", async () => {
+  const disk = new MemoryDisk();
+  disk.setFault((call) => {
+    if (call.operation === "sync-directory") throw new OperationError("unavailable", "the disk fails");
+  });
+  await assert.rejects(disk.directory("inner"));
+  const next = disk.reopen();
+  next.setFault(undefined);
+  await next.directory("inner");
+  const random = new SeededRandom(1);
+  random.fraction = () => 0;
+  assert.deepEqual(await next.crash(random).listDirectories(), ["inner"]);
+});
+
 test("the death of the process loses nothing and ends its files", async () => {
   const disk = new MemoryDisk();
   const inner = await disk.directory("inner");
