@@ -28,7 +28,7 @@ export interface JournalFile {
   number: number;
   file: DiskFile;
   header: JournalFileHeader | undefined;
-  /** Where it has another name's header: of the number that it had in its last use. */
+  /** The header of another number: of the file's last use, before it was renamed. */
   former?: JournalFileHeader | undefined;
   /** Where the file holds something that is no header: neither what a former use left nor zeroes. */
   isDamaged?: boolean;
