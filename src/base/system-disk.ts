@@ -10,10 +10,11 @@
  */
 import { constants, promises as fs } from "node:fs";
 import * as nodeFs from "node:fs";
-import { dirname, join, resolve as absolutePath } from "node:path";
+import { join, resolve as absolutePath } from "node:path";
 import { promisify } from "node:util";
 import { assert } from "./assert.ts";
 import type { Disk, DiskFile } from "./disk.ts";
+import { makeDurableDirectory } from "./durable-directory.ts";
 import { describe, type ErrorKind, OperationError } from "./errors.ts";
 
 const ZERO_STEP_BYTES = 1024 * 1024;
@@ -24,15 +25,10 @@ const syncData = promisify(nodeFs.fdatasync);
 const syncAll = promisify(nodeFs.fsync);
 const statDescriptor = promisify(nodeFs.fstat);
 
-/** The directory at `path` as a Disk; it is made (mode 0700, parents too), durably, where it is missing. */
+/** The directory at `path` as a Disk; it is made (mode 0700, parents too) where it is missing, its name is durable. */
 export async function openSystemDisk(path: string): Promise<Disk> {
   const absolute = absolutePath(path);
-  const first = await guarded("make the directory", absolute, fs.mkdir(absolute, { recursive: true, mode: 0o700 }));
-  if (first !== undefined) {
-    // Each directory that was made has a name in its parent that must outlive the machine too.
-    for (let made = absolute; made.length >= first.length; made = dirname(made))
-      await new SystemDisk(dirname(made)).sync();
-  }
+  await guarded("make the directory", absolute, makeDurableDirectory(absolute));
   return new SystemDisk(absolute);
 }
 

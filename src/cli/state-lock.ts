@@ -7,9 +7,11 @@
  * the machine may connect, so there is a bound, and who is turned away looks again every 100 ms.
  */
 import { createHash } from "node:crypto";
-import { mkdir, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import type { Server } from "node:net";
+import { resolve as resolvePath } from "node:path";
+import { makeDurableDirectory } from "../base/durable-directory.ts";
 import { describe, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import { systemClock } from "../base/system-clock.ts";
@@ -71,7 +73,7 @@ function untilReleased(name: string): Promise<void> {
 /** The same for every path to one directory. */
 async function lockName(path: string): Promise<string> {
   try {
-    await mkdir(path, { recursive: true, mode: 0o700 });
+    await makeDurableDirectory(resolvePath(path));
     const { dev, ino } = await stat(path, { bigint: true });
     const hash = createHash("sha256").update(`${dev}:${ino}`).digest("hex").slice(0, 32);
     return `\0s3block-state-${hash}`;

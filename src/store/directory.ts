@@ -16,6 +16,7 @@ import { dirname, join, resolve } from "node:path";
 import { assert } from "../base/assert.ts";
 import { asOperationError, describe, OperationError } from "../base/errors.ts";
 import type { Clock } from "../base/clock.ts";
+import { makeDurableDirectory } from "../base/durable-directory.ts";
 import type { Random } from "../base/random.ts";
 import { systemClock } from "../base/system-clock.ts";
 import { systemRandom } from "../base/system-random.ts";
@@ -143,9 +144,8 @@ export class DirectoryStore implements ObjectStore {
 
   async #open(): Promise<void> {
     try {
-      await mkdir(this.#newDirectory, { recursive: true, mode: 0o700 });
-      await syncPath(dirname(this.#root));
-      await syncPath(this.#root);
+      await makeDurableDirectory(this.#root);
+      await makeDurableDirectory(this.#newDirectory);
       const tooOldMs = this.#clock.now() - LEFTOVER_AGE_MS;
       for (const name of await readdir(this.#newDirectory)) {
         const path = join(this.#newDirectory, name);
