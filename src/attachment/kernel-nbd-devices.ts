@@ -10,7 +10,7 @@ import type { ConnectRequest, KernelDevice, KernelDevices } from "./kernel-devic
 export interface KernelNbdDevicesOptions {
   nbd: KernelNbd;
   closeFd(fd: number): void;
-  timeoutSeconds: number;
+  requestTimerMs: number;
   deadConnectionTimeoutSeconds: number;
 }
 
@@ -33,7 +33,7 @@ export class KernelNbdDevices implements KernelDevices {
   }
 
   async connect(request: ConnectRequest): Promise<KernelDevice> {
-    const { nbd, timeoutSeconds, deadConnectionTimeoutSeconds } = this.#options;
+    const { nbd, requestTimerMs, deadConnectionTimeoutSeconds } = this.#options;
     const { fd, backend, sizeBytes, blockSizeBytes, readOnly } = request;
     const { index, devicePath } = await nbd.connect({
       fds: [fd],
@@ -41,7 +41,7 @@ export class KernelNbdDevices implements KernelDevices {
       sizeBytes,
       blockSizeBytes,
       readOnly,
-      timeoutSeconds,
+      requestTimerMs,
       deadConnectionTimeoutSeconds,
     });
     await nbd.verify(index, verifyDeadlineMs);
@@ -49,9 +49,9 @@ export class KernelNbdDevices implements KernelDevices {
   }
 
   async reconnect(device: KernelDevice, fd: number): Promise<void> {
-    const { nbd, timeoutSeconds, deadConnectionTimeoutSeconds } = this.#options;
+    const { nbd, requestTimerMs, deadConnectionTimeoutSeconds } = this.#options;
     const { index, backend } = device;
-    await nbd.reconnect({ index, backendIdentifier: backend, fds: [fd], timeoutSeconds, deadConnectionTimeoutSeconds });
+    await nbd.reconnect({ index, backendIdentifier: backend, fds: [fd], requestTimerMs, deadConnectionTimeoutSeconds });
   }
 
   async disconnect(device: KernelDevice): Promise<void> {

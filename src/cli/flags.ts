@@ -201,11 +201,11 @@ export const flags = {
     commands: ["server"],
     description: "how long a volume stays open after its last NBD client left",
   },
-  nbdTimeoutSeconds: {
+  nbdTimeoutMs: {
     type: "number",
-    default: 1,
-    min: 1,
-    max: 3600,
+    default: 500,
+    min: 100,
+    max: 3_600_000,
     commands: ["server"],
     description:
       "how soon the kernel repeats requests that a killed server left unanswered; slow answers are no reason",

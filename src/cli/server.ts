@@ -136,9 +136,9 @@ async function kernelDevices(values: FlagValues, log: Log): Promise<KernelDevice
     lack = error;
     return undefined;
   });
-  const { nbdTimeoutSeconds: timeoutSeconds, deadConnectionTimeoutSeconds } = values;
+  const { nbdTimeoutMs: requestTimerMs, deadConnectionTimeoutSeconds } = values;
   const closeFd = (fd: number): void => libc.close(fd);
-  if (nbd !== undefined) return new KernelNbdDevices({ nbd, closeFd, timeoutSeconds, deadConnectionTimeoutSeconds });
+  if (nbd !== undefined) return new KernelNbdDevices({ nbd, closeFd, requestTimerMs, deadConnectionTimeoutSeconds });
   const refuse = (): never => {
     throw lack;
   };

@@ -7,6 +7,8 @@ import { promisify } from "node:util";
 import { isKind } from "../../src/base/errors.ts";
 import { nullLog } from "../../src/base/log.ts";
 import { systemClock } from "../../src/base/system-clock.ts";
+import type { BlockDevice } from "../../src/block/device.ts";
+import { FaultyDevice } from "../../src/block/faulty-device.ts";
 import { MemoryDevice } from "../../src/block/memory-device.ts";
 import { isFree } from "../../src/nbd/kernel/device-state.ts";
 import { openKernelNbd } from "../../src/nbd/kernel/kernel-nbd.ts";
@@ -22,15 +24,15 @@ const options = {
   sizeBytes,
   blockSizeBytes: 4096,
   readOnly: false,
-  timeoutSeconds: 5,
+  requestTimerMs: 500,
   deadConnectionTimeoutSeconds: 9,
 };
 
 let kernel: KernelNbd;
 
-async function serve(backendIdentifier: string) {
+async function serve(backendIdentifier: string, device: BlockDevice = new MemoryDevice({ sizeBytes })) {
   const { kernelFd, serverFd } = kernel.socketPair();
-  const transmission = new Transmission(connectionOfFd(serverFd), new MemoryDevice({ sizeBytes }), { onDrain: "stop" });
+  const transmission = new Transmission(connectionOfFd(serverFd), device, { onDrain: "stop" });
   const connected = await kernel.connect({ fds: [kernelFd], backendIdentifier, ...options });
   return { ...connected, backendIdentifier, transmission };
 }
@@ -54,6 +56,15 @@ kernelTests({ url: import.meta.url, name: "kernel devices by ioctl", timeoutMs: 
     const state = kernel.get(index);
     assert.ok(state !== undefined && isFree(state));
     await kernel.disconnect({ index, backendIdentifier });
+  });
+
+  test("a slow answer is waited for: there is no other connection to ask", async () => {
+    const memory = new MemoryDevice({ sizeBytes });
+    const slow = new FaultyDevice(memory, systemClock, ({ offset }) => (offset >= 2 ** 20 ? { delayMs: 4000 } : {}));
+    const served = await serve("s3block:test:slow", slow);
+    await sh(`dd if=${served.devicePath} of=/dev/null bs=64k skip=16 count=1 iflag=direct 2>&1`);
+    await kernel.disconnect(served);
+    await served.transmission.closed;
   });
 
   test("reconnect and resize are refused, and so is another's device", async () => {

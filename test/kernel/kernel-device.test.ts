@@ -23,7 +23,7 @@ import { Transmission } from "../../src/nbd/transmission.ts";
 import { kernelTests } from "./kernel-tests.ts";
 
 const run = promisify(execFile);
-const timeouts = { timeoutSeconds: 5, deadConnectionTimeoutSeconds: 3600 };
+const timeouts = { requestTimerMs: 5000, deadConnectionTimeoutSeconds: 3600 };
 const mebibyte = 2 ** 20;
 /** The programs a test runs are the ones that use the device, so they must not stop this thread, which serves it. */
 const sh = async (script: string): Promise<string> => (await run("/bin/sh", ["-ec", script])).stdout.trim();
@@ -160,7 +160,7 @@ function defineAttachTests(): void {
   test("a request that begins while a device is reconnected waits for seconds where that server dies, too", async () => {
     const served = await serve(8 * mebibyte);
     const { index, backendIdentifier } = served;
-    const device = { index, backendIdentifier, ...timeouts, timeoutSeconds: 1 };
+    const device = { index, backendIdentifier, ...timeouts, requestTimerMs: 500 };
     await served.transmission.destroy();
     const silent = kernel.socketPair();
     let begunMs = 0;

@@ -20,7 +20,7 @@ const options = {
   blockSizeBytes: 4096,
   readOnly: false,
   backendIdentifier: "s3block:n:v",
-  timeoutSeconds: 5,
+  requestTimerMs: 5000,
   deadConnectionTimeoutSeconds: 3600,
 };
 const commandConnect = 1;

@@ -1,5 +1,5 @@
 /**
- * Serves a file as a kernel nbd device until it is killed: `serve-file.ts FILE SIZE_BYTES BACKEND TIMEOUT_SECONDS`.
+ * Serves a file as a kernel nbd device until it is killed: `serve-file.ts FILE SIZE_BYTES BACKEND REQUEST_TIMER_MS`.
  * Takes over the device that a predecessor left; prints its path once requests are answered, and again after each
  * connection that the kernel gave up.
  */
@@ -10,10 +10,10 @@ import { connectionOfFd } from "../../src/nbd/socket-connection.ts";
 import { Transmission } from "../../src/nbd/transmission.ts";
 import { FileDevice } from "./file-device.ts";
 
-const [path, size, backendIdentifier, seconds] = process.argv.slice(2);
+const [path, size, backendIdentifier, requestTimerMs] = process.argv.slice(2);
 const device = new FileDevice(path, Number(size));
 const kernel = await openKernelNbd({ clock: systemClock, log: nullLog, interface: "netlink" });
-const timeouts = { timeoutSeconds: Number(seconds), deadConnectionTimeoutSeconds: 3600 };
+const timeouts = { requestTimerMs: Number(requestTimerMs), deadConnectionTimeoutSeconds: 3600 };
 
 for (;;) {
   const { kernelFd, serverFd } = kernel.socketPair();

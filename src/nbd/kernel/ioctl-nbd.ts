@@ -94,7 +94,6 @@ export class IoctlNbd implements KernelNbd {
         fd,
         blockSizeBytes: options.blockSizeBytes,
         blockCount: options.sizeBytes / options.blockSizeBytes,
-        timeoutSeconds: options.timeoutSeconds,
         flags: transmissionFlags({ readOnly: options.readOnly, connectionCount: 1 }),
       });
       const failure = await thread.started;

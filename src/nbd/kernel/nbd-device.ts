@@ -33,11 +33,11 @@ export interface ConnectOptions {
   /** Names the owner's volume: 1 to 200 printable ASCII characters. Found again by findByBackend. */
   backendIdentifier: string;
   /**
-   * How long, at most, requests that a dead connection left unanswered wait before the kernel sends them on the next one
-   * (netlink; where sysfs is read-only 30 s). By netlink a connection is never given up because its server is slow; by
-   * ioctl it is, after this time. At least 1.
+   * Milliseconds from a request, or the look before, to the kernel's next look whether the request's connection is dead
+   * and it must be sent on another one; the kernel may take a second longer. Netlink alone, and 30 s where sysfs is
+   * read-only: by ioctl there is no other connection. No connection is given up because its server is slow.
    */
-  timeoutSeconds: number;
+  requestTimerMs: number;
   /** How long new requests wait for a reconnect before they fail: hours, since a file system does not survive it. */
   deadConnectionTimeoutSeconds: number;
   /** Which device; default: the kernel chooses a free one. */
@@ -49,7 +49,7 @@ export interface ReconnectOptions {
   backendIdentifier: string;
   /** As in connect: as many as the device has dead connections. */
   fds: readonly number[];
-  timeoutSeconds: number;
+  requestTimerMs: number;
   deadConnectionTimeoutSeconds: number;
   /** How long the old connection may take to be marked dead. */
   deadlineMs?: number;
@@ -76,8 +76,7 @@ export interface KernelNbd {
   connect(options: ConnectOptions): Promise<KernelDevice>;
   /**
    * Gives a device whose connections are dead new ones; resolves once the kernel has taken them (which its own success
-   * does not say). Requests that were in flight arrive there when their timer fires, at most the device's timeout after
-   * they were first sent. Before it is called nothing of an old connection may take effect any more.
+   * does not say). Requests that were in flight arrive there at the kernel's next look (requestTimerMs). Before it is called nothing of an old connection may take effect any more.
    * Errors: "not-found" (no such device), "conflict" (another's), "busy" (the old connection still lives).
    */
   reconnect(options: ReconnectOptions): Promise<void>;
@@ -117,12 +116,12 @@ export function transmissionFlags(options: { readOnly: boolean; connectionCount:
 }
 
 export function assertConnectOptions(options: ConnectOptions): void {
-  const { sizeBytes, blockSizeBytes, timeoutSeconds, deadConnectionTimeoutSeconds } = options;
+  const { sizeBytes, blockSizeBytes, requestTimerMs, deadConnectionTimeoutSeconds } = options;
   assert(options.fds.length > 0, "a device needs a connection");
   assert([512, 1024, 2048, 4096].includes(blockSizeBytes), `block size ${blockSizeBytes}`);
   assert(Number.isSafeInteger(sizeBytes) && sizeBytes > 0 && sizeBytes % blockSizeBytes === 0, `size ${sizeBytes}`);
   assert(/^[\x21-\x7e]{1,200}$/.test(options.backendIdentifier), "backend identifier of 1 to 200 printable characters");
-  assert(Number.isInteger(timeoutSeconds) && timeoutSeconds >= 1, `timeout ${timeoutSeconds}`);
+  assert(Number.isInteger(requestTimerMs) && requestTimerMs >= 1, `request timer ${requestTimerMs}`);
   assert(
     Number.isInteger(deadConnectionTimeoutSeconds) && deadConnectionTimeoutSeconds >= 1,
     "dead connection timeout",

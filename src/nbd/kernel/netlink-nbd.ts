@@ -172,16 +172,16 @@ export class NetlinkNbd implements KernelNbd {
     }
   }
 
-  /** Slow answers cost no connection from now on, and requests of a dead one wait `timeoutSeconds` for the next. */
+  /** Slow answers cost no connection from now on, and requests of a dead one are looked after every `requestTimerMs`. */
   async #bearSlowness(
     index: number,
-    { backendIdentifier, timeoutSeconds, fds }: Pick<ConnectOptions, "backendIdentifier" | "timeoutSeconds" | "fds">,
+    { backendIdentifier, requestTimerMs, fds }: Pick<ConnectOptions, "backendIdentifier" | "requestTimerMs" | "fds">,
   ): Promise<void> {
     const { libc, log, sysfs } = this.#parts;
     const message = encodeReconfigure({ index, backendIdentifier, timeoutSeconds: 0 });
     await this.#request(message, "set the timeout of", { index }, () => {
       try {
-        sysfs.setRequestTimer(index, timeoutSeconds * 1000);
+        sysfs.setRequestTimer(index, requestTimerMs);
       } catch (error) {
         const hint = "cannot set a device's timer, is sysfs writable? Requests of a killed server will wait 30 s";
         log.warn(hint, { index, error: describe(error) });

@@ -100,7 +100,7 @@ async function attach(payloads: Buffer[]): Promise<void> {
     fds: [9],
     sizeBytes: MIN_VOLUME_BYTES,
     blockSizeBytes: 4096,
-    timeoutSeconds: 2,
+    requestTimerMs: 2000,
     deadConnectionTimeoutSeconds: 60,
     readOnly: false,
     backendIdentifier: "s3block:a",
