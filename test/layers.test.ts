@@ -25,6 +25,7 @@ const rows: readonly (readonly string[])[] = [
 const owners: readonly { name: RegExp; mayImport: RegExp }[] = [
   { name: /^@(aws-sdk|smithy)\//, mayImport: /^store\/s3/ },
   { name: /^@grpc\//, mayImport: /^(csi\/|attachment\/control-)/ },
+  { name: /^@node-rs\/crc32$/, mayImport: /^base\/checksum\.ts$/ },
   { name: /^koffi$/, mayImport: /^(nbd\/kernel|host)\// },
   { name: /^prom-client$/, mayImport: /^observability\// },
   { name: /^@kubernetes\//, mayImport: /^k8s\// },

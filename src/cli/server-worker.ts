@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
 import type { MessagePort } from "node:worker_threads";
 import { assert } from "../base/assert.ts";
+import { quickenChecksums } from "../base/checksum.ts";
 import { systemClock } from "../base/system-clock.ts";
 import { openSystemDisk } from "../base/system-disk.ts";
 import { systemRandom } from "../base/system-random.ts";
@@ -46,6 +47,9 @@ export interface ServerWorkerData extends Pick<FlagValues, "logLevel" | "uploadI
   readBudgetBytes: number;
 }
 
+/** What a start without a standby does later: volumes are resumed by then. */
+const resumeMs = 1000;
+
 const data = workerData as ServerWorkerData;
 assert(parentPort !== null, "the server's worker runs in a thread");
 const { log, redactor } = startLogging(data, { process: "server", nodeId: data.nodeId, thread: data.thread });
@@ -55,7 +59,10 @@ const random = systemRandom;
 const observer = metrics.storeObserver;
 const stores = new Stores({ settings: data.settings, clock, random, log, redactor, observer });
 const libc = await loadLibc();
-if (data.isStandby) await preloadStore(data.settings);
+if (data.isStandby) {
+  await preloadStore(data.settings);
+  await quicken();
+}
 parentPort.postMessage({ type: "loaded" } satisfies WorkerMessage);
 await once(data.begin, "message");
 data.begin.close();
@@ -113,6 +120,14 @@ new VolumeWorker(
 );
 parentPort.postMessage({ type: "ready" } satisfies WorkerMessage);
 flushCompileCache();
+if (!data.isStandby) void clock.sleep(resumeMs).then(quicken);
+
+/** Users who were stalled by a start come first. */
+async function quicken(): Promise<void> {
+  const reason = await quickenChecksums();
+  if (reason === undefined) return;
+  log.warn("checksums take the processor more time than they need", { operation: "start", reason });
+}
 
 function connect(
   options: { fd: number; device: BlockDevice; received: Uint8Array; kernel: boolean },
