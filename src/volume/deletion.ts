@@ -30,15 +30,27 @@ export async function deleteVolumeObjects(options: DeletionOptions, volume: Volu
   return progress.objects;
 }
 
-/** Deletes all that lies under id and uid of volumes that do not have the name any more and never will. */
+/**
+ * Deletes all that lies under id and uid of volumes that do not have the name any more and never will. The mark of the
+ * deletion goes last: whoever still reads the volume's records by what it knew of the name must not miss it (names.ts).
+ */
 export async function deleteRemains(options: DeletionOptions, volumes: readonly VolumeRef[]): Promise<void> {
-  for (const volume of volumes) await deleteUnder(options.store, uidPrefix(volume), new Progress(options, volume));
+  for (const volume of volumes) {
+    const progress = new Progress(options, volume);
+    await deleteUnder(options.store, uidPrefix(volume), progress, (key) => !isLaterMetadata(key));
+    await deleteUnder(options.store, uidPrefix(volume), progress);
+  }
 }
 
 /** Without these, a deletion that was cut short could not be gone on with. */
 function isMetadata(key: string): boolean {
   const kind = parseKey(key)?.kind;
   return kind === "meta" || kind === "removal";
+}
+
+function isLaterMetadata(key: string): boolean {
+  const parsed = parseKey(key);
+  return parsed?.kind === "meta" && parsed.number > 1;
 }
 
 /** Page by page: what was listed is gone before the next page is asked for. */

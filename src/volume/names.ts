@@ -7,6 +7,8 @@
  * - Of the bindings of a name at most one is confirmed and not freed. Confirmed is only what stands highest and has
  *   nothing below it that is confirmed or undecided, in a look that began after it stood there.
  * - Every request that creates a binding has a uid of its own and is sent once: what was removed never comes back.
+ * - A volume's confirmation is removed before the mark of its deletion: a listing that shows the one without the other
+ *   shows a moment before the mark.
  * - No request that deletes record n is on its way while a volume has the name by record n: there is one for it, or a
  *   tombstone above it, behind which n is never confirmed again. Tombstones are never deleted.
  * Tables: name-tables.ts. Reason and proof: docs/decisions/0002-names-that-come-back.md.
@@ -196,7 +198,7 @@ async function lookAt(store: ObjectStore, id: VolumeId): Promise<Look> {
   throw contended(id);
 }
 
-/** Undefined where a record has gone since it was listed. */
+/** Undefined where a record has gone since it was listed, or is changing. */
 async function lookDown(store: ObjectStore, id: VolumeId, numbers: readonly number[]): Promise<Look | undefined> {
   const [highest = 0] = numbers;
   const look: Look = { found: undefined, undecided: [], nextNumber: highest + 1 };
@@ -211,6 +213,7 @@ async function lookDown(store: ObjectStore, id: VolumeId, numbers: readonly numb
     const { meta } = record;
     const tombstone = freed.has(nameOf(number, meta.uid)) ? "yes" : "no";
     const own = tombstone === "yes" ? undefined : await readOwn(store, meta);
+    if (own === "changing") return undefined;
     const confirmation = own?.confirmation ?? "none";
     const place = number === highest ? "the highest" : "below another";
     const { action } = nameTable.decide({ tombstone, place, confirmation });
@@ -223,23 +226,24 @@ async function lookDown(store: ObjectStore, id: VolumeId, numbers: readonly numb
   return look;
 }
 
-/** What a volume's own records say. */
+/** What a volume's own records say; "changing" where the answers do not belong to one moment. */
 async function readOwn(
   store: ObjectStore,
   bound: VolumeMeta,
-): Promise<{ confirmation: ConfirmationState; newest: VolumeMeta; nextMeta: number } | undefined> {
+): Promise<{ confirmation: ConfirmationState; newest: VolumeMeta; nextMeta: number } | "changing" | undefined> {
   const [numbers, decided] = await Promise.all([
     listNumbers(store, metaPrefix(bound)),
     getDecoded(store, metaKey(bound, 1), (bytes) => decodeConfirmation(bytes, bound)),
   ]);
   if (decided === undefined) return undefined;
+  // Confirmed after the listing, or removed before it, with the mark of its deletion.
+  if (!numbers.includes(1)) return "changing";
   const confirmation = decided.confirmed ? "confirmed" : "refused";
-  const last = Math.max(1, ...numbers);
+  const last = Math.max(...numbers);
   if (last === 1) return { confirmation, newest: bound, nextMeta: 2 };
   const expected = { id: bound.id, number: last };
   const newest = await getDecoded(store, metaKey(bound, last), (bytes) => decodeMeta(bytes, expected));
-  // Being removed: whoever looks again sees what of the name is left.
-  return newest === undefined ? undefined : { confirmation, newest, nextMeta: last + 1 };
+  return newest === undefined ? "changing" : { confirmation, newest, nextMeta: last + 1 };
 }
 
 async function lookAtBinding(

@@ -18,4 +18,9 @@ export const failedSeeds: readonly { seed: number; why: string }[] = [
     seed: 6_005_812,
     why: "the name of a journal's directory, whose sync had failed, was never synced again: a loss of power took flushes",
   },
+  {
+    seed: 7_010_671,
+    why: "a listing that came after a whole deletion, beside a record read before it: a deleted volume was opened",
+  },
+  { seed: 7_014_325, why: "the same" },
 ];

@@ -14,9 +14,9 @@ import { RetryingStore } from "../../src/store/retrying.ts";
 import { Catalog } from "../../src/volume/catalog.ts";
 import { encodeMeta, type VolumeMeta } from "../../src/volume/format/control-records.ts";
 import type { VolumeId } from "../../src/volume/identity.ts";
-import { nameKey } from "../../src/volume/keys.ts";
+import { metaKey, metaPrefix, nameKey } from "../../src/volume/keys.ts";
 import { nameTable, releaseTable } from "../../src/volume/name-tables.ts";
-import { getMeta } from "../../src/volume/names.ts";
+import { getMeta, viewAgain, viewName } from "../../src/volume/names.ts";
 import { unvisited, watchTables } from "../recovery/visits.ts";
 import { VirtualClock } from "../simulation/virtual-clock.ts";
 import { keysBesidesTombstones, keysOf, spec } from "./catalog-environment.ts";
@@ -213,4 +213,67 @@ test("whatever comes late, a volume has its name from its creation to its deleti
 
 test("every row of the tables of names has been met", () => {
   assert.deepEqual([...unvisited(nameTable, visited), ...unvisited(releaseTable, visited)], []);
+});
+
+/** `truth` as one reader sees it: `get` and `list` may be answered otherwise. */
+function seenBy(truth: MemoryStore, changes: Partial<Pick<ObjectStore, "get" | "list">>): ObjectStore {
+  return new Proxy<ObjectStore>(truth, {
+    get: (target, name) => {
+      const value: unknown = Reflect.get(Object.hasOwn(changes, name) ? changes : target, name);
+      return typeof value === "function" ? (value.bind(target) as unknown) : value;
+    },
+  });
+}
+
+test("a reader whose listing is answered after a whole deletion does not take the volume for a living one", async () => {
+  const { truth, catalog } = laboratory(8);
+  const made = await catalog().create(spec("vol-1"));
+  let isDeleted = false;
+  const reader = seenBy(truth, {
+    list: async (prefix, options) => {
+      if (prefix === metaPrefix(made) && !isDeleted) {
+        isDeleted = true;
+        await catalog().delete(ID);
+      }
+      return await truth.list(prefix, options);
+    },
+  });
+  assert.deepEqual(await viewName(reader, ID), { state: "nothing" });
+  assert.ok(isDeleted);
+});
+
+test("whatever of a deletion a reader sees, who has read the name before: once marked, the volume is never in force", async () => {
+  for (const order of ["as asked for", "the other way round"]) {
+    const { truth, catalog, clock, random } = laboratory(9);
+    const made = await catalog().create(spec("vol-1"));
+    const before = await viewName(truth, ID);
+    assert.ok(before.state === "in force");
+    const nameRecord = await truth.get(nameKey(ID, 1));
+    const reader = seenBy(truth, {
+      get: (key, options) => (key === nameKey(ID, 1) ? Promise.resolve(nameRecord) : truth.get(key, options)),
+    });
+    const seen: string[] = [];
+    const look = async (): Promise<void> => {
+      const { state } = await viewAgain(reader, before.named);
+      seen.push(state);
+      assert.ok((await truth.get(metaKey(made, 2))) === undefined || state !== "in force", seen.join());
+    };
+    // A store that takes a DELETE of many for many of one.
+    const torn = new Proxy<ObjectStore>(truth, {
+      get: (target, name) => {
+        if (name !== "delete") return Reflect.get(target, name).bind(target) as unknown;
+        return async (keys: readonly string[]): Promise<void> => {
+          for (const key of order === "as asked for" ? keys : keys.toReversed()) {
+            await truth.delete([key]);
+            await look();
+          }
+        };
+      },
+    });
+    const parts = { clock, random, log: nullLog };
+    await new Catalog({ ...parts, store: torn, fenceForDeletion: look }).delete(ID);
+    assert.deepEqual(await keysOf(truth), []);
+    assert.ok(seen.length > 3);
+    assert.ok(!seen.includes("in force"), seen.join());
+  }
 });
