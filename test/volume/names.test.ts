@@ -215,8 +215,8 @@ test("every row of the tables of names has been met", () => {
   assert.deepEqual([...unvisited(nameTable, visited), ...unvisited(releaseTable, visited)], []);
 });
 
-/** `truth` as one reader sees it: `get` and `list` may be answered otherwise. */
-function seenBy(truth: MemoryStore, changes: Partial<Pick<ObjectStore, "get" | "list">>): ObjectStore {
+/** `truth`, but for what `changes` says. */
+function seenBy(truth: MemoryStore, changes: Partial<Pick<ObjectStore, "get" | "list" | "delete">>): ObjectStore {
   return new Proxy<ObjectStore>(truth, {
     get: (target, name) => {
       const value: unknown = Reflect.get(Object.hasOwn(changes, name) ? changes : target, name);
@@ -259,15 +259,12 @@ test("whatever of a deletion a reader sees, who has read the name before: once m
       assert.ok((await truth.get(metaKey(made, 2))) === undefined || state !== "in force", seen.join());
     };
     // A store that takes a DELETE of many for many of one.
-    const torn = new Proxy<ObjectStore>(truth, {
-      get: (target, name) => {
-        if (name !== "delete") return Reflect.get(target, name).bind(target) as unknown;
-        return async (keys: readonly string[]): Promise<void> => {
-          for (const key of order === "as asked for" ? keys : keys.toReversed()) {
-            await truth.delete([key]);
-            await look();
-          }
-        };
+    const torn = seenBy(truth, {
+      delete: async (keys) => {
+        for (const key of order === "as asked for" ? keys : keys.toReversed()) {
+          await truth.delete([key]);
+          await look();
+        }
       },
     });
     const parts = { clock, random, log: nullLog };
