@@ -86,6 +86,25 @@ test("a former owner may not acknowledge a flush of what its successor does not 
   assert.throws(() => flush(oracle, line), OracleError);
 });
 
+test("a former owner may say that zeroes over zeroes which S3 holds are durable, and no others", () => {
+  for (const [isHeld, isOver] of [
+    [true, true],
+    [false, true],
+    [true, false],
+  ]) {
+    const { oracle, line } = owned();
+    const first = written(oracle, line, 3);
+    flush(oracle, line);
+    const second = oracle.issue(line, 3, 1, false);
+    if (isOver) oracle.abandoned(second);
+    oracle.answered(line, oracle.issue(line, 2, 4, true), false);
+    reopened(oracle, "b", isHeld ? image({}) : image({ 3: first }));
+    const again = oracle.issue(line, 2, 4, true);
+    if (isHeld && isOver) oracle.answered(line, again, true);
+    else assert.throws(() => oracle.answered(line, again, true), OracleError);
+  }
+});
+
 test("a read sees the newest answered version, or one that was written meanwhile, and nothing else", () => {
   const { oracle, line } = owned();
   const first = written(oracle, line, 3);

@@ -28,6 +28,8 @@ export interface Operation {
   /** It may have been lost with what was written over it: taken for held, but proof of nothing. */
   unproven: boolean;
   pending: boolean;
+  /** When it ceased to be pending: nothing of it takes effect from then on. */
+  ended: number;
   /** Decided to have been lost: must never be seen. */
   lost: boolean;
 }
@@ -147,6 +149,7 @@ export class Oracle {
       vacuous: zero && this.#isZero(line, lba, blocks),
       unproven: false,
       pending: true,
+      ended: Infinity,
       lost: line.superseded,
     };
     line.operations.push(operation);
@@ -160,20 +163,26 @@ export class Oracle {
 
   /** The operation was answered well; `fua`: and is durable by that. */
   answered(line: Line, operation: Operation, fua: boolean): void {
-    operation.pending = false;
     operation.known = Math.min(operation.known, ++this.#now);
+    this.#end(operation);
     // Where there was nothing to zero, nothing was made durable either.
     if (fua && !operation.vacuous) this.#flushed(line, [operation]);
   }
 
-  /** The operation failed, or nobody waits for it any more: it may have taken effect, and may still. */
+  /** The operation failed, or nobody waits for it any more: it may have taken effect. */
   abandoned(operation: Operation): void {
-    operation.pending = false;
+    this.#end(operation);
   }
 
   /** Nobody waits for anything on this line any more. */
   abandonAll(line: Line): void {
-    for (const operation of line.operations) operation.pending = false;
+    for (const operation of line.operations) this.#end(operation);
+  }
+
+  #end(operation: Operation): void {
+    if (!operation.pending) return;
+    operation.pending = false;
+    operation.ended = ++this.#now;
   }
 
   /** A flush is issued: what it covers. */
@@ -332,12 +341,16 @@ export class Oracle {
     if (toStore) line.fold();
   }
 
+  /** S3 holds zeroes there, and nothing else is on its way: zeroed since whatever was written. */
   #isZero(line: Line, lba: number, blocks: number): boolean {
-    for (let block = lba; block < lba + blocks; block += 1) if (line.base[block] !== 0) return false;
-    return line.operations.every(
-      (operation) =>
-        operation.version === 0 || operation.lba >= lba + blocks || operation.lba + operation.blocks <= lba,
-    );
+    for (let block = lba; block < lba + blocks; block += 1) {
+      const touching = line.operations.filter((each) => each.lba <= block && block < each.lba + each.blocks);
+      const zeroed = touching.findLast(({ version, durable }) => version === 0 && durable);
+      if (zeroed === undefined && line.base[block] !== 0) return false;
+      const since = zeroed?.issued ?? 0;
+      if (touching.some(({ version, ended }) => version !== 0 && ended > since)) return false;
+    }
+    return true;
   }
 }
 
