@@ -76,7 +76,8 @@ export interface KernelNbd {
   connect(options: ConnectOptions): Promise<KernelDevice>;
   /**
    * Gives a device whose connections are dead new ones; resolves once the kernel has taken them (which its own success
-   * does not say). Requests that were in flight arrive there at the kernel's next look (requestTimerMs). Before it is called nothing of an old connection may take effect any more.
+   * does not say). Requests that were in flight arrive there at the kernel's next look (requestTimerMs). Before it is
+   * called nothing of an old connection may take effect any more.
    * Errors: "not-found" (no such device), "conflict" (another's), "busy" (the old connection still lives).
    */
   reconnect(options: ReconnectOptions): Promise<void>;
