@@ -71,11 +71,7 @@ class SystemDisk implements Disk {
   }
 
   async directory(name: string): Promise<Disk> {
-    const path = this.#join(name);
-    await guarded("make the directory", path, fs.mkdir(path, { recursive: true, mode: 0o700 }));
-    // Also where it was there: who made it may have died or failed before this.
-    await this.sync();
-    return new SystemDisk(path);
+    return await openSystemDisk(this.#join(name));
   }
 
   async removeDirectory(name: string): Promise<void> {

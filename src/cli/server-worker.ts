@@ -125,8 +125,8 @@ if (!data.isStandby) void clock.sleep(resumeMs).then(quicken);
 /** Users who were stalled by a start come first. */
 async function quicken(): Promise<void> {
   const reason = await quickenChecksums();
-  if (reason === undefined) return;
-  log.warn("checksums take the processor more time than they need", { operation: "start", reason });
+  if (reason === undefined) log.debug("checksums by the processor's instructions", { operation: "start" });
+  else log.warn("checksums take the processor more time than they need", { operation: "start", reason });
 }
 
 function connect(

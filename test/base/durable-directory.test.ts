@@ -11,7 +11,7 @@ interface Handle {
   sync: () => Promise<void>;
 }
 
-/** Runs `run` with a fresh directory; every directory that is synced goes through `onSync` first. */
+/** Runs `run` with a fresh directory, which with all below it goes through `onSync` before it is synced. */
 async function withSyncs(
   run: (root: string) => Promise<void>,
   onSync: (path: string) => void | Promise<void>,
@@ -22,7 +22,9 @@ async function withSyncs(
   await probe.close();
   const real = prototype.sync;
   const mocked = mock.method(prototype, "sync", async function sync(this: Handle) {
-    await onSync(readlinkSync(`/proc/self/fd/${this.fd}`));
+    const path = readlinkSync(`/proc/self/fd/${this.fd}`);
+    // What lies around it is other tests', and changes all the time.
+    if (path.startsWith(root)) await onSync(path);
     await real.call(this);
   });
   try {
@@ -39,11 +41,7 @@ test("each name is durable before anything is made in its directory", async () =
     async (root) => {
       await makeDurableDirectory(join(root, "a", "b", "c"));
       const a = join(root, "a");
-      const names = [`${root}: a`, `${a}: b`, `${join(a, "b")}: c`];
-      assert.deepEqual(
-        seen.filter((line) => line.startsWith(root)),
-        names,
-      );
+      assert.deepEqual(seen, [`${root}: a`, `${a}: b`, `${join(a, "b")}: c`]);
       assert.equal((await fs.stat(join(root, "a", "b", "c"))).mode & 0o777, 0o700);
     },
     async (path) => {
@@ -74,14 +72,11 @@ test("a sync that fails is an error, makes nothing further, and is made up for b
       await assert.rejects(makeDurableDirectory(inner), /bad sector/);
       assert.ok(!existsSync(inner));
       await makeDurableDirectory(inner);
-      assert.deepEqual(
-        seen.filter((path) => path.startsWith(root)),
-        [root, root, join(root, "a")],
-      );
+      assert.deepEqual(seen, [root, root, join(root, "a")]);
     },
     (path) => {
       seen.push(path);
-      if (path.startsWith(join(tmpdir(), "s3block-durable-")) && failures-- > 0) throw new Error("bad sector");
+      if (failures-- > 0) throw new Error("bad sector");
     },
   );
 });
@@ -93,20 +88,22 @@ test("a directory given by an operator, below one that may not be read, is used"
       const given = join(root, "shut", "given");
       await fs.mkdir(given, { recursive: true });
       await fs.chmod(root, 0o755);
-      await fs.chmod(join(root, "shut"), 0o711);
-      await fs.chown(given, 65_534, 65_534);
-      process.seteuid?.(65_534);
+      await fs.chmod(join(root, "shut"), 0o111);
+      // Root may read everything.
+      const isRoot = process.geteuid?.() === 0;
+      if (isRoot) {
+        await fs.chown(given, 65_534, 65_534);
+        process.seteuid?.(65_534);
+      }
       try {
         await makeDurableDirectory(given);
         await makeDurableDirectory(join(given, "more"));
         await assert.rejects(makeDurableDirectory(join(root, "shut", "refused")), { code: "EACCES" });
       } finally {
-        process.seteuid?.(0);
+        if (isRoot) process.seteuid?.(0);
+        await fs.chmod(join(root, "shut"), 0o755);
       }
-      assert.deepEqual(
-        seen.filter((path) => path.startsWith(root)),
-        [given, root],
-      );
+      assert.deepEqual(seen, [given, root]);
     },
     (path) => void seen.push(path),
   );

@@ -7,6 +7,7 @@ import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/pro
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { after, before, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { OpenRequest, ServedVolume, VolumeHost } from "../../src/attachment/volume-host.ts";
 import { nullLog } from "../../src/base/log.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
@@ -14,7 +15,7 @@ import { probedHost } from "../../src/cli/probed-host.ts";
 import { TrustedStore } from "../../src/cli/trusted-store.ts";
 import { Redactor } from "../../src/observability/redaction.ts";
 import { attachOptions } from "../attachment/fakes.ts";
-import { Playground } from "./program.ts";
+import { Playground, type ServerProcess } from "./program.ts";
 
 const commandLine = resolve(import.meta.dirname, "../../src/cli");
 const compileCacheLog = { NODE_DEBUG_NATIVE: "COMPILE_CACHE" };
@@ -50,6 +51,29 @@ test("no package is loaded before attached volumes are resumed, in the main thre
   assert.match((await packagesOf("server-services.ts")).join(), /@grpc\/grpc-js by .*control-server\.ts/);
 });
 
+/** What threads have said of checksums, once `count` of them have: the last thing that a thread does at its start. */
+async function checksums(server: ServerProcess, count: number): Promise<string[]> {
+  for (;;) {
+    const lines = server.lines.map(({ message, thread }) => `${String(message)} ${String(thread)}`);
+    const told = lines.filter((line) => line.startsWith("checksums"));
+    if (told.length >= count) return told;
+    await sleep(20);
+  }
+}
+
+test(
+  "every thread that serves volumes computes checksums by the processor's instructions, a standby's before its turn",
+  { timeout: 60_000 },
+  async () => {
+    const flags = [...ground.serverFlags("quick-state"), "--log-level=debug", "--standby=true"];
+    const server = await ground.serve(flags);
+    await server.logged("a standby is there");
+    const quick = [0, 1].map((thread) => `checksums by the processor's instructions ${thread}`);
+    assert.deepEqual((await checksums(server, 4)).toSorted(), [...quick, ...quick].toSorted());
+    assert.equal(await server.stop("SIGTERM"), 0);
+  },
+);
+
 /** Names of the modules whose compiled code was found and taken, by what Node itself tells. */
 function accepted(stderr: string): Set<string> {
   const lines = stderr.matchAll(/V8 code cache for \S+ \S*?\/src\/(\S+\.ts) was accepted/g);
@@ -57,8 +81,9 @@ function accepted(stderr: string): Set<string> {
 }
 
 test("compiled code of both kinds of thread is found again, and damage to it is harmless", async () => {
-  const flags = ground.serverFlags("compiled-state");
+  const flags = [...ground.serverFlags("compiled-state"), "--log-level=debug"];
   const first = await ground.serve(flags, compileCacheLog);
+  await checksums(first, 2);
   assert.equal(await first.stop("SIGKILL"), null);
   assert.equal(accepted(first.stderr).has("cli/server.ts"), false);
   const second = await ground.serve(flags, compileCacheLog);
