@@ -23,6 +23,11 @@ export interface Connection {
   /** Starts or goes on receiving. A new connection is paused. */
   resume(): void;
   pause(): void;
+  /**
+   * Sends what the kernel takes of `chunk` at once and says how many bytes of its start those were: 0 where it takes none,
+   * and where anything written before still waits. Never fails: the write of the rest meets what is wrong.
+   */
+  writeNow(chunk: Buffer): number;
   /** Between cork and uncork, writes are gathered into one system call. */
   cork(): void;
   uncork(): void;

@@ -100,6 +100,7 @@ export class ReplyQueue {
   flush(): void {
     const count = this.#segments.length;
     if (count === 0) return;
+    if (count === 1 && this.#sendNow(this.#segments[0])) return;
     this.#sendingBytes += this.#waitingBytes;
     this.#waitingBytes = 0;
     if (count > 1) this.#connection.cork();
@@ -113,11 +114,28 @@ export class ReplyQueue {
 
   segmentWritten(segment: Segment): void {
     this.#sendingBytes -= segment.end - segment.start;
+    this.#put(segment);
+    this.#onWritten();
+  }
+
+  /** Past the connection's queue: true when the kernel has taken all of the only segment, else what it took is cut off. */
+  #sendNow(segment: Segment): boolean {
+    const { buffer } = segment.slab as Slab;
+    const taken = this.#connection.writeNow(buffer.subarray(segment.start, segment.end));
+    this.#waitingBytes -= taken;
+    segment.start += taken;
+    if (segment.start < segment.end) return false;
+    this.#segments.length = 0;
+    this.#put(segment);
+    return true;
+  }
+
+  /** The segment has been sent: it, its memory and that of an idle connection may be used again. */
+  #put(segment: Segment): void {
     segment.slab?.release();
     segment.slab = undefined;
     this.#spare.push(segment);
     if (this.queuedBytes === 0 && this.#slab?.exclusive === true) this.#releaseSlab();
-    this.#onWritten();
   }
 
   /** Lets go of what was not given to the connection, and of the spare slab. */

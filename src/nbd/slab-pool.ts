@@ -15,6 +15,8 @@ const HEADROOM_BYTES = 4096;
 
 export class Slab {
   readonly buffer: Buffer;
+  /** The same bytes. */
+  readonly view: DataView;
   readonly classBits: number;
   #references = 0;
   #account: SlabAccount | undefined;
@@ -22,6 +24,7 @@ export class Slab {
   constructor(classBits: number) {
     this.classBits = classBits;
     this.buffer = Buffer.allocUnsafeSlow(2 ** classBits + HEADROOM_BYTES);
+    this.view = new DataView(this.buffer.buffer, this.buffer.byteOffset, this.buffer.length);
   }
 
   /** True when the caller, who holds a reference, is the only one. */

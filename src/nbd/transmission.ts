@@ -238,6 +238,8 @@ export class Transmission {
       this.#commit();
     }
     this.#replies.flush();
+    // What stopped it may have left just now, without a callback.
+    if (this.#paused && this.#hasRoom()) process.nextTick(this.#proceedLater);
     this.#settle();
   }
 
@@ -248,7 +250,7 @@ export class Transmission {
     } catch (error) {
       const errno = this.#errnoOf(error);
       for (const [index, slab] of this.#uncommittedSlabs.entries()) {
-        setSimpleReplyError(slab.buffer, this.#uncommittedStarts[index], errno);
+        setSimpleReplyError(slab.view, this.#uncommittedStarts[index], errno);
       }
       this.#failedRequests += this.#uncommittedSlabs.length;
     }
@@ -263,7 +265,7 @@ export class Transmission {
     if (this.#skipBytes > 0) return this.#skip(available);
     if (available < this.#frameBytes) return false;
     const header = this.#header;
-    header.decode(window.slab.buffer, window.start);
+    header.decode(window.slab.view, window.start);
     if (header.magic !== REQUEST_MAGIC) {
       this.#break({ reason: "protocol", detail: `bad request magic 0x${header.magic.toString(16)}` });
       return false;
@@ -307,7 +309,7 @@ export class Transmission {
     const slab = this.#replies.reserve(SIMPLE_REPLY_SIZE);
     const start = this.#replies.reservedStart;
     if (errno !== 0) this.#failedRequests += 1;
-    encodeSimpleReply(slab.buffer, start, errno, this.#header.cookieHigh, this.#header.cookieLow);
+    encodeSimpleReply(slab.view, start, errno, this.#header.cookieHigh, this.#header.cookieLow);
     this.#replies.commit(slab, start, SIMPLE_REPLY_SIZE);
   }
 
@@ -376,7 +378,7 @@ export class Transmission {
       return this.#reply(this.#errnoOf(error));
     }
     if (result !== undefined) return this.#wait(result, slab, start, lengthBytes);
-    encodeSimpleReply(slab.buffer, start, 0, cookieHigh, cookieLow);
+    encodeSimpleReply(slab.view, start, 0, cookieHigh, cookieLow);
     this.#replies.commit(slab, start, SIMPLE_REPLY_SIZE + lengthBytes);
   }
 
@@ -401,7 +403,7 @@ export class Transmission {
     this.#spare.push(pending);
     if (this.#disconnected || this.#state === "broken") slab?.release();
     else if (readBytes > 0 && errno === 0) {
-      encodeSimpleReply(slab!.buffer, start, 0, pending.cookieHigh, pending.cookieLow);
+      encodeSimpleReply(slab!.view, start, 0, pending.cookieHigh, pending.cookieLow);
       this.#replies.commit(slab!, start, SIMPLE_REPLY_SIZE + readBytes);
     } else {
       slab?.release();
@@ -416,7 +418,7 @@ export class Transmission {
     const slab = this.#replies.reserve(SIMPLE_REPLY_SIZE);
     const start = this.#replies.reservedStart;
     if (errno !== 0) this.#failedRequests += 1;
-    encodeSimpleReply(slab.buffer, start, errno, pending.cookieHigh, pending.cookieLow);
+    encodeSimpleReply(slab.view, start, errno, pending.cookieHigh, pending.cookieLow);
     this.#replies.commit(slab, start, SIMPLE_REPLY_SIZE);
   }
 

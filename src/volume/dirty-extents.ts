@@ -56,6 +56,8 @@ export class DirtyExtents {
   foundBlocks = 0;
   foundValue = 0;
   #chunks: Chunk[] = [new Chunk()];
+  /** start[0] of each chunk but the first, side by side: a search from chunk to chunk took 5 % of a random read. */
+  #firsts = new Float64Array(64);
   #count = 0;
 
   /** Number of extents held. */
@@ -107,30 +109,30 @@ export class DirtyExtents {
 
   /** Index of the chunk that holds the last extent starting at or before `lba` (0 where there is none). */
   #chunkOf(lba: number): number {
-    const chunks = this.#chunks;
+    const firsts = this.#firsts;
     let low = 1;
-    let high = chunks.length;
+    let high = this.#chunks.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (chunks[middle].start[0] <= lba) low = middle + 1;
+      if (firsts[middle] <= lba) low = middle + 1;
       else high = middle;
     }
     return low - 1;
   }
 
   #add(lba: number, blocks: number, value: number): void {
-    const chunkIndex = this.#chunkOf(lba);
-    let chunk = this.#chunks[chunkIndex];
-    if (chunk.count === CHUNK_EXTENTS) {
-      const upper = this.#split(chunkIndex);
-      if (lba >= upper.start[0]) chunk = upper;
+    let chunkIndex = this.#chunkOf(lba);
+    if (this.#chunks[chunkIndex].count === CHUNK_EXTENTS) {
+      this.#split(chunkIndex);
+      if (lba >= this.#firsts[chunkIndex + 1]) chunkIndex += 1;
     }
+    const chunk = this.#chunks[chunkIndex];
     chunk.insertAt(chunk.upperBound(lba), lba, blocks, value);
     this.#count += 1;
   }
 
   /** Halves a full chunk; where it is the last one and grows at its end, leaves it full and opens a new one's worth. */
-  #split(chunkIndex: number): Chunk {
+  #split(chunkIndex: number): void {
     const chunk = this.#chunks[chunkIndex];
     const keep = chunkIndex === this.#chunks.length - 1 ? CHUNK_EXTENTS - 16 : CHUNK_EXTENTS / 2;
     const upper = new Chunk();
@@ -139,8 +141,15 @@ export class DirtyExtents {
     upper.value.set(chunk.value.subarray(keep));
     upper.count = CHUNK_EXTENTS - keep;
     chunk.count = keep;
+    const chunks = this.#chunks.length;
+    if (chunks === this.#firsts.length) {
+      const firsts = new Float64Array(chunks * 2);
+      firsts.set(this.#firsts);
+      this.#firsts = firsts;
+    }
+    this.#firsts.copyWithin(chunkIndex + 2, chunkIndex + 1, chunks);
+    this.#firsts[chunkIndex + 1] = upper.start[0];
     this.#chunks.splice(chunkIndex + 1, 0, upper);
-    return upper;
   }
 
   /** Removes the parts of [lba, end) whose position is below `before`, cutting extents at the range's ends. */
@@ -177,7 +186,9 @@ export class DirtyExtents {
         }
         this.#count -= last - index;
         chunk.removeAt(index, last - index);
+        this.#firsts[chunkIndex] = chunk.start[0];
         if (chunk.count === 0 && this.#chunks.length > 1) {
+          this.#firsts.copyWithin(chunkIndex, chunkIndex + 1, this.#chunks.length);
           this.#chunks.splice(chunkIndex, 1);
           if (chunkIndex >= this.#chunks.length) return;
           index = 0;
@@ -194,6 +205,7 @@ export class DirtyExtents {
         continue;
       }
       chunk.start[index] = end;
+      if (index === 0) this.#firsts[chunkIndex] = end;
       chunk.blocks[index] = stop - end;
       chunk.value[index] = advance(value, end - start);
       return;

@@ -4,9 +4,10 @@
  *
  * Its memory is what uploads do not use at the moment (upload-budget.ts): regions come and go, and with one all blocks
  * in it. In every region a block has one place, so that as many blocks that meet in a place are kept as there are
- * regions. An empty place takes whoever comes. Where all are taken, who is offered again and again gets in: one offer of
- * four displaces another block, and what was read since the last look at it is spared once. Long reads are not offered,
- * so that they flush nothing.
+ * regions. Who gets in has been offered before, and since then no more others than there is room for: a block that
+ * comes back later would be gone by then, and the copy, into memory that is in no processor's cache, costs as much as
+ * the read. Where all places are taken, one such offer of four displaces another block, and what was read since the last
+ * look at it is spared once. Long reads are not offered, so that they flush nothing.
  *
  * Nothing here goes stale: a block is known by its place in an immutable object, never by its address on the disk.
  */
@@ -14,28 +15,30 @@ import { BLOCK_BYTES } from "./identity.ts";
 import type { Borrower, UploadBudget } from "./upload-budget.ts";
 
 const MAX_REGIONS = 8;
-/** One offer of so many displaces another block: a power of two. */
+/** One second offer of so many displaces another block: a power of two. */
 const OFFERS = 4;
 /** So many offers pass before memory is asked for again. */
 const BORROW_OFFERS = 64;
 /** Frames begin at one of so many places of an object. */
 const UNITS = 2 ** 22;
 
-interface Region {
-  readonly buffer: Buffer;
-  /** What stands in each place: object number × UNITS + unit; 0 = nothing. */
-  readonly keys: Float64Array;
-  /** 1 where it was read since the last look. */
-  readonly reads: Uint8Array;
-}
-
 export class HotBlocks implements Borrower {
   /** Reads answered. */
   hits = 0;
   readonly #budget: UploadBudget;
   readonly #places: number;
-  readonly #regions: Region[] = [];
+  readonly #regions: Buffer[] = [];
+  /**
+   * What stands in each place of the regions: object number × UNITS + unit; 0 = nothing. The keys of one place stand
+   * together, MAX_REGIONS of them, so that a search costs one line of the processor's cache.
+   */
+  #keys = new Float64Array(0);
+  /** 1 where it was read since the last look. */
+  #reads = new Uint8Array(0);
+  /** Marks of those that were offered for a place, MAX_REGIONS of them; 0 = nobody. */
+  #seen = new Uint16Array(0);
   #offers = 0;
+  #secondOffers = 0;
   #next = 0;
 
   constructor(budget: UploadBudget) {
@@ -48,12 +51,13 @@ export class HotBlocks implements Borrower {
     const regions = this.#regions;
     if (regions.length === 0) return false;
     const key = object * UNITS + unit;
-    const place = this.#placeOf(object, unit);
+    const place = mixed(object, unit) % this.#places;
+    const first = place * MAX_REGIONS;
+    const keys = this.#keys;
     for (let index = 0; index < regions.length; index += 1) {
-      const region = regions[index];
-      if (region.keys[place] !== key) continue;
-      region.reads[place] = 1;
-      region.buffer.copy(target, at, place * BLOCK_BYTES, (place + 1) * BLOCK_BYTES);
+      if (keys[first + index] !== key) continue;
+      this.#reads[first + index] = 1;
+      regions[index].copy(target, at, place * BLOCK_BYTES, (place + 1) * BLOCK_BYTES);
       this.hits += 1;
       return true;
     }
@@ -62,47 +66,69 @@ export class HotBlocks implements Borrower {
 
   /** Offers a block that was read from the disk and verified; it stands at `at` of `source`. */
   offer(object: number, unit: number, source: Buffer, at: number): void {
-    const offers = (this.#offers += 1);
-    if (offers % BORROW_OFFERS === 0 && this.#regions.length < MAX_REGIONS) this.#grow();
-    const place = this.#placeOf(object, unit);
-    const region = this.#empty(place) ?? (offers % OFFERS === 0 ? this.#victim(place) : undefined);
-    if (region === undefined) return;
-    source.copy(region.buffer, place * BLOCK_BYTES, at, at + BLOCK_BYTES);
-    region.keys[place] = object * UNITS + unit;
-    region.reads[place] = 0;
+    this.#offers += 1;
+    if (this.#offers % BORROW_OFFERS === 0 && this.#regions.length < MAX_REGIONS) this.#grow();
+    if (this.#regions.length === 0) return;
+    const bits = mixed(object, unit);
+    const place = bits % this.#places;
+    const first = place * MAX_REGIONS;
+    if (!this.#isSeen(first, bits)) return;
+    this.#secondOffers += 1;
+    let index = this.#empty(first);
+    if (index < 0 && this.#secondOffers % OFFERS === 0) index = this.#victim(first);
+    if (index < 0) return;
+    source.copy(this.#regions[index], place * BLOCK_BYTES, at, at + BLOCK_BYTES);
+    this.#keys[first + index] = object * UNITS + unit;
+    this.#reads[first + index] = 0;
   }
 
   giveBack(): Buffer | undefined {
-    return this.#regions.pop()?.buffer;
+    return this.#regions.pop();
   }
 
   #grow(): void {
     const buffer = this.#budget.borrow(this);
     if (buffer === undefined) return;
-    this.#regions.push({ buffer, keys: new Float64Array(this.#places), reads: new Uint8Array(this.#places) });
-  }
-
-  #empty(place: number): Region | undefined {
-    const regions = this.#regions;
-    for (let index = 0; index < regions.length; index += 1) if (regions[index].keys[place] === 0) return regions[index];
-    return undefined;
-  }
-
-  /** The region whose block in `place` goes: in turn, sparing once who was read. */
-  #victim(place: number): Region | undefined {
-    const regions = this.#regions;
-    for (let left = regions.length; left > 0; left -= 1) {
-      this.#next = this.#next + 1 < regions.length ? this.#next + 1 : 0;
-      const region = regions[this.#next];
-      if (region.reads[place] === 0) return region;
-      region.reads[place] = 0;
+    if (this.#keys.length === 0) {
+      this.#keys = new Float64Array(this.#places * MAX_REGIONS);
+      this.#reads = new Uint8Array(this.#places * MAX_REGIONS);
+      this.#seen = new Uint16Array(this.#places * MAX_REGIONS);
     }
-    return undefined;
+    const keys = this.#keys;
+    for (let at = this.#regions.length; at < keys.length; at += MAX_REGIONS) keys[at] = 0;
+    this.#regions.push(buffer);
   }
 
-  #placeOf(object: number, unit: number): number {
-    let mixed = Math.imul(object, 0x9e3779b1) ^ Math.imul(unit, 0x85ebca6b);
-    mixed = Math.imul(mixed ^ (mixed >>> 15), 0xc2b2ae35);
-    return ((mixed ^ (mixed >>> 13)) >>> 0) % this.#places;
+  /** The region whose place, its keys from `first` on, is empty; -1 where none is. */
+  #empty(first: number): number {
+    for (let index = 0; index < this.#regions.length; index += 1) if (this.#keys[first + index] === 0) return index;
+    return -1;
   }
+
+  /** The region whose block in the place goes: in turn, sparing once who was read. */
+  #victim(first: number): number {
+    const count = this.#regions.length;
+    for (let left = count; left > 0; left -= 1) {
+      this.#next = this.#next + 1 < count ? this.#next + 1 : 0;
+      if (this.#reads[first + this.#next] === 0) return this.#next;
+      this.#reads[first + this.#next] = 0;
+    }
+    return -1;
+  }
+
+  /** Whether the block is among the last that were offered for its place, as many as it has regions; now it is. */
+  #isSeen(first: number, bits: number): boolean {
+    const count = this.#regions.length;
+    const mark = (Math.imul(bits ^ (bits >>> 16), 0x9e3779b1) >>> 16) | 1;
+    for (let index = 0; index < count; index += 1) if (this.#seen[first + index] === mark) return true;
+    this.#seen[first + (this.#offers % count)] = mark;
+    return false;
+  }
+}
+
+/** Bits that are spread evenly over blocks. */
+function mixed(object: number, unit: number): number {
+  let bits = Math.imul(object, 0x9e3779b1) ^ Math.imul(unit, 0x85ebca6b);
+  bits = Math.imul(bits ^ (bits >>> 15), 0xc2b2ae35);
+  return (bits ^ (bits >>> 13)) >>> 0;
 }

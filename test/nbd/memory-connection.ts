@@ -1,5 +1,6 @@
 /**
  * A Connection in memory for tests: bytes are fed in by hand, in pieces of any size, and what is sent is collected.
+ * `nowBytes` of a piece are taken at once, where nothing waits.
  * `reading` false stands for a client that does not read: nothing is taken until it is true again and take() is called.
  */
 import type { Connection, Receiver } from "../../src/nbd/connection.ts";
@@ -11,6 +12,7 @@ export class MemoryConnection implements Connection {
   ended = false;
   destroyed = false;
   reading = true;
+  nowBytes = Infinity;
   #receiver: Receiver | undefined;
   #sent: Buffer[] = [];
   #waiting: Buffer[] = [];
@@ -49,6 +51,15 @@ export class MemoryConnection implements Connection {
 
   pause(): void {
     this.paused = true;
+  }
+
+  writeNow(chunk: Buffer): number {
+    if (!this.reading || this.destroyed || this.#untaken.length > 0) return 0;
+    const taken = Buffer.from(chunk.subarray(0, this.nowBytes));
+    if (taken.length === 0) return 0;
+    this.writes += 1;
+    this.#sent.push(taken);
+    return taken.length;
   }
 
   cork(): void {}

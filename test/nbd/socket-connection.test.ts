@@ -1,13 +1,18 @@
-/** The ways into a connection that the server's tests do not take: a descriptor, and a plain stream. */
+/** Connections over real sockets: the ways in that the server's tests do not take, and replies past Node's stream. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, fstatSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { connect, createServer, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { duplexPair } from "node:stream";
 import { test } from "node:test";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { MemoryDevice } from "../../src/block/memory-device.ts";
-import { connectionOfStream } from "../../src/nbd/socket-connection.ts";
+import type { Connection } from "../../src/nbd/connection.ts";
+import { connectionOfAccepted, connectionOfStream, descriptorOf } from "../../src/nbd/socket-connection.ts";
 import { Transmission } from "../../src/nbd/transmission.ts";
 import { replies, request } from "./frames.ts";
 
@@ -55,4 +60,84 @@ test("one end of a socketpair, given by its descriptor, is served", async () => 
   stream.end();
   await once(child, "close");
   assert.equal(Buffer.concat(output).toString(), "disconnect\n");
+});
+
+interface Pair {
+  connection: Connection;
+  client: Socket;
+  directory: string;
+  close(): Promise<void>;
+}
+
+/** An accepted connection over a socket of the file system, and its client. */
+async function connected(): Promise<Pair> {
+  const directory = mkdtempSync(join(tmpdir(), "s3block-socket-"));
+  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true });
+  server.listen(join(directory, "socket"));
+  await once(server, "listening");
+  const accepted = once(server, "connection") as Promise<[Socket]>;
+  const client = connect(join(directory, "socket"));
+  const connection = connectionOfAccepted((await accepted)[0]);
+  const close = async (): Promise<void> => {
+    client.destroy();
+    connection.destroy();
+    await new Promise((resolve) => server.close(resolve));
+    rmSync(directory, { recursive: true });
+  };
+  return { connection, client, directory, close };
+}
+
+test("a client that reads late, and then slowly, gets every byte", async () => {
+  const { connection, client, close } = await connected();
+  const content = new SeededRandom(4).bytes(4 * MIB);
+  const device = new MemoryDevice({ sizeBytes: 4 * MIB });
+  await device.write(0, content, false);
+  const transmission = new Transmission(connection, device);
+  const count = 300;
+  const lengths = new Map<bigint, number>();
+  for (let index = 0; index < count; index += 1) {
+    const length = 4096 * (1 + (index % 16));
+    lengths.set(BigInt(index), length);
+    client.write(request({ type: 0, offset: BigInt(index) * 4096n, length, cookie: BigInt(index) }));
+  }
+  while (transmission.counters().requests < 10) await new Promise((resolve) => setImmediate(resolve));
+  const wanted = [...lengths.values()].reduce((sum, length) => sum + 16 + length, 0);
+  const chunks: Buffer[] = [];
+  for (let received = 0; received < wanted;) {
+    const chunk = client.read(Math.min(50_000, wanted - received)) as Buffer | null;
+    if (chunk === null) await new Promise((resolve) => setImmediate(resolve));
+    else received += chunks.push(chunk) > 0 ? chunk.length : 0;
+  }
+  const answers = replies(Buffer.concat(chunks), lengths);
+  assert.equal(answers.length, count);
+  for (const { cookie, payload } of answers) {
+    const start = Number(cookie) * 4096;
+    assert.ok(payload.equals(content.subarray(start, start + payload.length)), `reply ${cookie}`);
+  }
+  await transmission.destroy();
+  await close();
+});
+
+test("a client that goes away with replies on their way ends its connection", async () => {
+  const { connection, client, close } = await connected();
+  const transmission = new Transmission(connection, new MemoryDevice({ sizeBytes: MIB }));
+  for (let index = 0; index < 64; index += 1) client.write(request({ type: 0, length: MIB, cookie: BigInt(index) }));
+  while (transmission.counters().requests < 1) await new Promise((resolve) => setImmediate(resolve));
+  client.destroy();
+  assert.ok(["end", "socket"].includes((await transmission.closed).reason));
+  await close();
+});
+
+test("nothing is sent to the number of a closed socket, which another file may have by then", async () => {
+  const { connection, directory, close } = await connected();
+  const descriptor = descriptorOf(connection) ?? -1;
+  assert.equal(connection.writeNow(Buffer.from("taken")), 5);
+  connection.destroy();
+  const opened: number[] = [];
+  while (opened.at(-1) !== descriptor && opened.length < 100) opened.push(openSync(join(directory, "other"), "a"));
+  assert.equal(opened.at(-1), descriptor);
+  assert.equal(connection.writeNow(Buffer.from("lost")), 0);
+  assert.equal(fstatSync(descriptor).size, 0);
+  for (const each of opened) closeSync(each);
+  await close();
 });

@@ -145,6 +145,52 @@ test("a client that asks and never reads is held to the bound, and served on whe
   await transmission.destroy();
 });
 
+test("a connection at its bound goes on when its replies leave at once", async () => {
+  const connection = new MemoryConnection();
+  const device = new MemoryDevice({ sizeBytes: MIB });
+  const transmission = new Transmission(connection, device, { memoryLimitBytes: 1 });
+  const reads = Array.from({ length: 50 }, (_, index) => request({ type: 0, length: 4096, cookie: BigInt(index) }));
+  connection.feed(Buffer.concat(reads));
+  for (let turn = 0; turn < 20; turn += 1) await settled();
+  assert.equal(connection.sent.length, 50 * (16 + 4096));
+  assert.equal(connection.paused, false);
+  await transmission.destroy();
+});
+
+test("replies of which the kernel takes a part leave whole and in order", async () => {
+  const content = new SeededRandom(3).bytes(MIB);
+  for (const nowBytes of [0, 1, 15, 4096, 5000, 300_000]) {
+    const connection = new MemoryConnection();
+    connection.nowBytes = nowBytes;
+    const device = new MemoryDevice({ sizeBytes: MIB });
+    await device.write(0, content, false);
+    const transmission = new Transmission(connection, device);
+    const lengths = new Map<bigint, number>();
+    for (let round = 0; round < 4; round += 1) {
+      const frames: Buffer[] = [];
+      for (let index = 0; index < 20; index += 1) {
+        const cookie = BigInt(lengths.size);
+        const length = 4096 * (1 + (index % 5));
+        frames.push(request({ type: 0, offset: cookie * 4096n, length, cookie }));
+        lengths.set(cookie, length);
+      }
+      connection.feed(Buffer.concat(frames));
+      await settled();
+    }
+    const answers = replies(connection.sent, lengths);
+    assert.deepEqual(
+      answers.map(({ cookie }) => cookie),
+      [...lengths.keys()],
+    );
+    for (const { cookie, payload } of answers) {
+      const start = Number(cookie) * 4096;
+      assert.ok(payload.equals(content.subarray(start, start + payload.length)), `${nowBytes} at once, ${cookie}`);
+    }
+    assert.equal(transmission.counters().heldBytes > 512 * 1024, false);
+    await transmission.destroy();
+  }
+});
+
 test("a flood of writes into a device that hangs stops at the memory bound and goes on afterwards", async () => {
   const gate = Promise.withResolvers<void>();
   const device = new FaultyDevice(new MemoryDevice({ sizeBytes: 64 * MIB }), systemClock, () => ({

@@ -55,3 +55,39 @@ for (const seed of [1, 2, 3, 4]) {
     assert.equal(counted, extents.count);
   });
 }
+
+test("many thousand extents are found, also after long ones have covered some and most have gone", () => {
+  const random = new SeededRandom(9);
+  const extents = new DirtyExtents();
+  const size = 100_000;
+  const model = new Float64Array(size);
+  const check = (): void => {
+    for (let lba = 0; lba < size; lba += 1) {
+      extents.locate(lba, 1);
+      assert.equal(extents.foundValue, model[lba], `block ${lba}`);
+    }
+  };
+  let position = 4096;
+  const insert = (longest: number): void => {
+    const lba = random.below(size - longest);
+    const blocks = 1 + random.below(longest);
+    position += 400_000;
+    extents.insert(lba, blocks, position);
+    for (let index = 0; index < blocks; index += 1) model[lba + index] = position + index * RAW_FRAME_BYTES;
+  };
+  for (let step = 0; step < 60_000; step += 1) insert(1);
+  assert.ok(extents.count > 40_000);
+  check();
+  for (let step = 0; step < 300; step += 1) {
+    insert(600);
+    if (step % 20 === 0) check();
+  }
+  for (let step = 0; step < 3000; step += 1) {
+    const lba = random.below(size - 100);
+    const blocks = 1 + random.below(100);
+    extents.removeBefore(lba, blocks, Number.MAX_SAFE_INTEGER);
+    model.fill(0, lba, lba + blocks);
+  }
+  assert.ok(extents.count < 20_000);
+  check();
+});

@@ -60,6 +60,25 @@ test("a few hot blocks stay while many others pass once", () => {
   assert.ok(hits > 19_000, `${hits} of 20000`);
 });
 
+test("a block gets in by its second offer, and only where it came back soon", () => {
+  const hot = new HotBlocks(new UploadBudget(10 * MIB, largeBytes));
+  const pass = (count: number): void => {
+    for (let index = 0; index < count; index += 1) hot.offer(9, index, content(9, index), 0);
+  };
+  pass(1000);
+  for (let object = 20; object < 40; object += 1) {
+    assert.equal(read(hot, object, 5), false);
+    assert.equal(read(hot, object, 5), false);
+    assert.equal(read(hot, object, 5), true, `object ${object}`);
+  }
+  for (let object = 40; object < 60; object += 1) assert.equal(read(hot, object, 5), false);
+  pass(100 * placesOfRegion);
+  for (let object = 40; object < 60; object += 1) {
+    assert.equal(read(hot, object, 5), false);
+    assert.equal(read(hot, object, 5), false, `object ${object} was forgotten`);
+  }
+});
+
 test("an upload gets its memory at once, and what was in it is read from the disk again", () => {
   const budget = new UploadBudget(4 * largeBytes, largeBytes);
   const hot = new HotBlocks(budget);
