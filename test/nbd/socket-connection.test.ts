@@ -91,7 +91,7 @@ test("a client that reads late, and then slowly, gets every byte", async () => {
   const { connection, client, close } = await connected();
   const content = new SeededRandom(4).bytes(4 * MIB);
   const device = new MemoryDevice({ sizeBytes: 4 * MIB });
-  await device.write(0, content, false);
+  device.write(0, content, false);
   const transmission = new Transmission(connection, device);
   const count = 300;
   const lengths = new Map<bigint, number>();

@@ -163,7 +163,7 @@ test("replies of which the kernel takes a part leave whole and in order", async 
     const connection = new MemoryConnection();
     connection.nowBytes = nowBytes;
     const device = new MemoryDevice({ sizeBytes: MIB });
-    await device.write(0, content, false);
+    device.write(0, content, false);
     const transmission = new Transmission(connection, device);
     const lengths = new Map<bigint, number>();
     for (let round = 0; round < 4; round += 1) {
