@@ -28,14 +28,16 @@ export class HotBlocks implements Borrower {
   readonly #budget: UploadBudget;
   readonly #places: number;
   readonly #regions: Buffer[] = [];
+  /** Regions that there can be at most. */
+  readonly #width: number;
   /**
    * What stands in each place of the regions: object number × UNITS + unit; 0 = nothing. The keys of one place stand
-   * together, MAX_REGIONS of them, so that a search costs one line of the processor's cache.
+   * together, `width` of them, so that a search costs one line of the processor's cache.
    */
   #keys = new Float64Array(0);
   /** 1 where it was read since the last look. */
   #reads = new Uint8Array(0);
-  /** Marks of those that were offered for a place, MAX_REGIONS of them; 0 = nobody. */
+  /** Marks of those that were offered for a place, `width` of them; 0 = nobody. */
   #seen = new Uint16Array(0);
   #offers = 0;
   #secondOffers = 0;
@@ -44,6 +46,7 @@ export class HotBlocks implements Borrower {
   constructor(budget: UploadBudget) {
     this.#budget = budget;
     this.#places = Math.floor(budget.largeBytes / BLOCK_BYTES);
+    this.#width = Math.min(MAX_REGIONS, budget.largeCount);
   }
 
   /** Copies the block at `unit` of object number `object` to `target`; false where it is not here. */
@@ -52,7 +55,7 @@ export class HotBlocks implements Borrower {
     if (regions.length === 0) return false;
     const key = object * UNITS + unit;
     const place = mixed(object, unit) % this.#places;
-    const first = place * MAX_REGIONS;
+    const first = place * this.#width;
     const keys = this.#keys;
     for (let index = 0; index < regions.length; index += 1) {
       if (keys[first + index] !== key) continue;
@@ -67,11 +70,11 @@ export class HotBlocks implements Borrower {
   /** Offers a block that was read from the disk and verified; it stands at `at` of `source`. */
   offer(object: number, unit: number, source: Buffer, at: number): void {
     this.#offers += 1;
-    if (this.#offers % BORROW_OFFERS === 0 && this.#regions.length < MAX_REGIONS) this.#grow();
+    if (this.#offers % BORROW_OFFERS === 0 && this.#regions.length < this.#width) this.#grow();
     if (this.#regions.length === 0) return;
     const bits = mixed(object, unit);
     const place = bits % this.#places;
-    const first = place * MAX_REGIONS;
+    const first = place * this.#width;
     if (!this.#isSeen(first, bits)) return;
     this.#secondOffers += 1;
     let index = this.#empty(first);
@@ -90,12 +93,12 @@ export class HotBlocks implements Borrower {
     const buffer = this.#budget.borrow(this);
     if (buffer === undefined) return;
     if (this.#keys.length === 0) {
-      this.#keys = new Float64Array(this.#places * MAX_REGIONS);
-      this.#reads = new Uint8Array(this.#places * MAX_REGIONS);
-      this.#seen = new Uint16Array(this.#places * MAX_REGIONS);
+      this.#keys = new Float64Array(this.#places * this.#width);
+      this.#reads = new Uint8Array(this.#places * this.#width);
+      this.#seen = new Uint16Array(this.#places * this.#width);
     }
     const keys = this.#keys;
-    for (let at = this.#regions.length; at < keys.length; at += MAX_REGIONS) keys[at] = 0;
+    for (let at = this.#regions.length; at < keys.length; at += this.#width) keys[at] = 0;
     this.#regions.push(buffer);
   }
 

@@ -32,6 +32,11 @@ export class UploadBudget {
     this.largeBytes = largeBytes;
   }
 
+  /** So many large buffers there are at most. */
+  get largeCount(): number {
+    return Math.floor(this.#limitBytes / this.largeBytes);
+  }
+
   /** Bytes that segments use at the moment. */
   get usedBytes(): number {
     return this.#usedBytes;
