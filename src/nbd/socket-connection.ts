@@ -133,7 +133,7 @@ class StreamConnection implements Connection {
     this.#stream?.uncork();
   }
 
-  /** By one write(2): what Node's stream does around it is 4 to 14 % of a random read (decision 0110). */
+  /** By one write(2): what Node's stream does around it is 4 to 15 % of a random read (decision 0110). */
   writeNow(chunk: Buffer): number {
     const stream = this.#stream;
     const descriptor = this.#descriptor;

@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { duplexPair } from "node:stream";
-import { test } from "node:test";
+import { test, type TestContext } from "node:test";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { MemoryDevice } from "../../src/block/memory-device.ts";
 import type { Connection } from "../../src/nbd/connection.ts";
@@ -66,11 +66,10 @@ interface Pair {
   connection: Connection;
   client: Socket;
   directory: string;
-  close(): Promise<void>;
 }
 
-/** An accepted connection over a socket of the file system, and its client. */
-async function connected(): Promise<Pair> {
+/** An accepted connection over a socket of the file system, and its client; both are closed after the test. */
+async function connected(context: TestContext): Promise<Pair> {
   const directory = mkdtempSync(join(tmpdir(), "s3block-socket-"));
   const server = createServer({ allowHalfOpen: true, pauseOnConnect: true });
   server.listen(join(directory, "socket"));
@@ -78,17 +77,17 @@ async function connected(): Promise<Pair> {
   const accepted = once(server, "connection") as Promise<[Socket]>;
   const client = connect(join(directory, "socket"));
   const connection = connectionOfAccepted((await accepted)[0]);
-  const close = async (): Promise<void> => {
+  context.after(async () => {
     client.destroy();
     connection.destroy();
     await new Promise((resolve) => server.close(resolve));
     rmSync(directory, { recursive: true });
-  };
-  return { connection, client, directory, close };
+  });
+  return { connection, client, directory };
 }
 
-test("a client that reads late, and then slowly, gets every byte", async () => {
-  const { connection, client, close } = await connected();
+test("a client that reads late, and then slowly, gets every byte", async (context) => {
+  const { connection, client } = await connected(context);
   const content = new SeededRandom(4).bytes(4 * MIB);
   const device = new MemoryDevice({ sizeBytes: 4 * MIB });
   device.write(0, content, false);
@@ -106,7 +105,8 @@ test("a client that reads late, and then slowly, gets every byte", async () => {
   for (let received = 0; received < wanted;) {
     const chunk = client.read(Math.min(50_000, wanted - received)) as Buffer | null;
     if (chunk === null) await new Promise((resolve) => setImmediate(resolve));
-    else received += chunks.push(chunk) > 0 ? chunk.length : 0;
+    else chunks.push(chunk);
+    received += chunk?.length ?? 0;
   }
   const answers = replies(Buffer.concat(chunks), lengths);
   assert.equal(answers.length, count);
@@ -115,21 +115,19 @@ test("a client that reads late, and then slowly, gets every byte", async () => {
     assert.ok(payload.equals(content.subarray(start, start + payload.length)), `reply ${cookie}`);
   }
   await transmission.destroy();
-  await close();
 });
 
-test("a client that goes away with replies on their way ends its connection", async () => {
-  const { connection, client, close } = await connected();
+test("a client that goes away with replies on their way ends its connection", async (context) => {
+  const { connection, client } = await connected(context);
   const transmission = new Transmission(connection, new MemoryDevice({ sizeBytes: MIB }));
   for (let index = 0; index < 64; index += 1) client.write(request({ type: 0, length: MIB, cookie: BigInt(index) }));
   while (transmission.counters().requests < 1) await new Promise((resolve) => setImmediate(resolve));
   client.destroy();
   assert.ok(["end", "socket"].includes((await transmission.closed).reason));
-  await close();
 });
 
-test("nothing is sent to the number of a closed socket, which another file may have by then", async () => {
-  const { connection, directory, close } = await connected();
+test("nothing is sent to the number of a closed socket, which another file may have by then", async (context) => {
+  const { connection, directory } = await connected(context);
   const descriptor = descriptorOf(connection) ?? -1;
   assert.equal(connection.writeNow(Buffer.from("taken")), 5);
   connection.destroy();
@@ -139,5 +137,4 @@ test("nothing is sent to the number of a closed socket, which another file may h
   assert.equal(connection.writeNow(Buffer.from("lost")), 0);
   assert.equal(fstatSync(descriptor).size, 0);
   for (const each of opened) closeSync(each);
-  await close();
 });

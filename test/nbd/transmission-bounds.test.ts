@@ -186,7 +186,7 @@ test("replies of which the kernel takes a part leave whole and in order", async 
       const start = Number(cookie) * 4096;
       assert.ok(payload.equals(content.subarray(start, start + payload.length)), `${nowBytes} at once, ${cookie}`);
     }
-    assert.equal(transmission.counters().heldBytes > 512 * 1024, false);
+    assert.ok(transmission.counters().heldBytes <= 512 * 1024);
     await transmission.destroy();
   }
 });
