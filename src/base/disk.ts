@@ -13,6 +13,11 @@ export interface DiskFile {
   sizeBytes(): number;
   /** Fills `target` from `position`; a short read is an error ("corrupt"). Runs on the calling thread. */
   readSync(target: Uint8Array, position: number): void;
+  /**
+   * Like readSync where the bytes are in memory. False where the disk would have to be waited for: read() does that.
+   * Undefined where this file's disk cannot tell. `target` holds anything then.
+   */
+  readNow(target: Uint8Array, position: number): boolean | undefined;
   /** Like readSync off the thread: for data that is likely not in the page cache. */
   read(target: Uint8Array, position: number): Promise<void>;
   /** Writes all of `source` at `position` into the page cache, on the calling thread. */

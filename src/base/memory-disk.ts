@@ -42,6 +42,8 @@ export interface MemoryDiskOptions {
    * does. A sync covers what had been written when it began.
    */
   delay?: (call: MemoryDiskCall) => Promise<void> | undefined;
+  /** What readNow() takes to be in memory; without it no file can tell. */
+  inMemory?: (call: MemoryDiskCall) => boolean;
 }
 
 /** Shared by a disk and its subdirectories, and ended by crash() and reopen(). */
@@ -51,6 +53,7 @@ interface Session {
   capacityBytes: number;
   fault: ((call: MemoryDiskCall) => void) | undefined;
   delay: ((call: MemoryDiskCall) => Promise<void> | undefined) | undefined;
+  inMemory: ((call: MemoryDiskCall) => boolean) | undefined;
 }
 
 export class MemoryDisk implements Disk {
@@ -61,7 +64,8 @@ export class MemoryDisk implements Disk {
   constructor(options: MemoryDiskOptions = {}) {
     const capacityBytes = options.capacityBytes ?? Number.POSITIVE_INFINITY;
     this.#node = new DirectoryNode();
-    this.#session = { ended: false, root: this.#node, capacityBytes, fault: options.fault, delay: options.delay };
+    const { fault, delay, inMemory } = options;
+    this.#session = { ended: false, root: this.#node, capacityBytes, fault, delay, inMemory };
     this.#path = "";
   }
 
@@ -73,6 +77,11 @@ export class MemoryDisk implements Disk {
   /** Replaces the delay hook, for this disk and all its files and subdirectories. */
   setDelay(delay: ((call: MemoryDiskCall) => Promise<void> | undefined) | undefined): void {
     this.#session.delay = delay;
+  }
+
+  /** Replaces the hook that says what is in memory, for this disk and all its files and subdirectories. */
+  setInMemory(inMemory: ((call: MemoryDiskCall) => boolean) | undefined): void {
+    this.#session.inMemory = inMemory;
   }
 
   /** Changes the room there is; what is allocated stays. */
@@ -312,6 +321,16 @@ class MemoryFile implements DiskFile {
       throw new OperationError("corrupt", "the file ends before the bytes that should be there", { context });
     }
     this.#node.read(target, position);
+  }
+
+  readNow(target: Uint8Array, position: number): boolean | undefined {
+    const { inMemory } = this.#session;
+    assert(!this.#closed, `the file ${this.#path} is closed`);
+    if (inMemory === undefined) return undefined;
+    const call = { operation: "read", path: this.#path, position, length: target.length } as const;
+    if (!inMemory(call) || position + target.length > this.#node.sizeBytes) return false;
+    this.readSync(target, position);
+    return true;
   }
 
   async read(target: Uint8Array, position: number): Promise<void> {

@@ -25,18 +25,29 @@ const syncData = promisify(nodeFs.fdatasync);
 const syncAll = promisify(nodeFs.fsync);
 const statDescriptor = promisify(nodeFs.fstat);
 
-/** The directory at `path` as a Disk; it is made (mode 0700, parents too) where it is missing, its name is durable. */
-export async function openSystemDisk(path: string): Promise<Disk> {
+/**
+ * Reads from memory alone: how many bytes came, -1 where the first one would have to be waited for. Throws where the file
+ * system cannot do that. Node has no such call: who has a binding to system calls brings it.
+ */
+export type ReadInMemory = (descriptor: number, target: Uint8Array, position: number) => number;
+
+/**
+ * The directory at `path` as a Disk; it is made (mode 0700, parents too) where it is missing, its name is durable.
+ * Without `readInMemory` no file can tell what is in memory.
+ */
+export async function openSystemDisk(path: string, readInMemory?: ReadInMemory): Promise<Disk> {
   const absolute = absolutePath(path);
   await guarded("make the directory", absolute, makeDurableDirectory(absolute));
-  return new SystemDisk(absolute);
+  return new SystemDisk(absolute, readInMemory);
 }
 
 class SystemDisk implements Disk {
   readonly #path: string;
+  readonly #readInMemory: ReadInMemory | undefined;
 
-  constructor(path: string) {
+  constructor(path: string, readInMemory: ReadInMemory | undefined) {
     this.#path = path;
+    this.#readInMemory = readInMemory;
   }
 
   async list(): Promise<string[]> {
@@ -53,7 +64,7 @@ class SystemDisk implements Disk {
     const descriptor = await guarded("open the file", path, openDescriptor(path, flags, 0o600));
     try {
       const { size } = await guarded("stat the file", path, statDescriptor(descriptor));
-      return new SystemFile(name, path, descriptor, size);
+      return new SystemFile(name, path, { descriptor, sizeBytes: size, readInMemory: this.#readInMemory });
     } catch (error) {
       await closeDescriptor(descriptor);
       throw error;
@@ -71,7 +82,7 @@ class SystemDisk implements Disk {
   }
 
   async directory(name: string): Promise<Disk> {
-    return await openSystemDisk(this.#join(name));
+    return await openSystemDisk(this.#join(name), this.#readInMemory);
   }
 
   async removeDirectory(name: string): Promise<void> {
@@ -112,15 +123,21 @@ class SystemFile implements DiskFile {
   readonly #path: string;
   #descriptor: number;
   #sizeBytes: number;
+  #readInMemory: ReadInMemory | undefined;
   #pending = 0;
   #closed: Promise<void> | undefined;
   #idle: (() => void) | undefined;
 
-  constructor(name: string, path: string, descriptor: number, sizeBytes: number) {
+  constructor(
+    name: string,
+    path: string,
+    facts: { descriptor: number; sizeBytes: number; readInMemory: ReadInMemory | undefined },
+  ) {
     this.name = name;
     this.#path = path;
-    this.#descriptor = descriptor;
-    this.#sizeBytes = sizeBytes;
+    this.#descriptor = facts.descriptor;
+    this.#sizeBytes = facts.sizeBytes;
+    this.#readInMemory = facts.readInMemory;
   }
 
   sizeBytes(): number {
@@ -140,6 +157,19 @@ class SystemFile implements DiskFile {
       throw translated(error, "read the file", this.#path);
     }
     if (done < target.length) throw this.#short(target.length, position, done);
+  }
+
+  readNow(target: Uint8Array, position: number): boolean | undefined {
+    const descriptor = this.#open();
+    if (this.#readInMemory === undefined) return undefined;
+    try {
+      // Where fewer bytes came, read() finds out whether the file ends there.
+      return this.#readInMemory(descriptor, target, position) === target.length;
+    } catch {
+      // Not with this file system; where the disk has failed, the next read meets that as well.
+      this.#readInMemory = undefined;
+      return undefined;
+    }
   }
 
   async read(target: Uint8Array, position: number): Promise<void> {

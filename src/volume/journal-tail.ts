@@ -126,12 +126,15 @@ export class JournalTail {
     this.#written = this.end;
   }
 
-  /** Fills `target` from `offset`, wherever the bytes are. */
+  /** True where everything before `end` stands in the file. */
+  isWritten(end: number): boolean {
+    return end <= this.#written || end <= this.#from;
+  }
+
+  /** Fills `target` from `offset` with bytes of which the last ones are not in the file yet. */
   read(offset: number, target: Buffer): void {
-    const isWritten = offset + target.length <= this.#written;
-    const inFile = isWritten ? target.length : Math.max(0, Math.min(target.length, this.#from - offset));
-    if (inFile > 0) this.#place!.file.readSync(inFile === target.length ? target : target.subarray(0, inFile), offset);
-    if (inFile === target.length) return;
+    const inFile = Math.max(0, Math.min(target.length, this.#from - offset));
+    if (inFile > 0) this.#place!.file.readSync(target.subarray(0, inFile), offset);
     const from = offset + inFile - this.#from;
     this.#staging.copy(target, inFile, from, from + target.length - inFile);
   }

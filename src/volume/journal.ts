@@ -19,7 +19,7 @@ import type { Disk, DiskFile } from "../base/disk.ts";
 import { describe, isKind, OperationError } from "../base/errors.ts";
 import type { Log } from "../base/log.ts";
 import type { Random } from "../base/random.ts";
-import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES, FRAME_HEADER_BYTES } from "./format/frame.ts";
+import { isIntactRawFrame, journalFrameSeed, RAW_FRAME_BYTES } from "./format/frame.ts";
 import {
   encodeFileHeader,
   EXTENT_DATA,
@@ -28,7 +28,6 @@ import {
   type JournalRecord,
   recordHeadBytes,
 } from "./format/journal-record.ts";
-import { BLOCK_BYTES } from "./identity.ts";
 import { destroyRemains, type JournalIdentity, mustNotBeMissed } from "./journal-remains.ts";
 import {
   currentFiles,
@@ -39,14 +38,12 @@ import {
   journalState,
   readBack,
 } from "./journal-scan.ts";
+import { readFile, warmFile } from "./journal-reads.ts";
 import { type JournalPlace, JournalTail } from "./journal-tail.ts";
 import { quarantine } from "./quarantine.ts";
 import { type JournalState, tailTable } from "./recovery-tables.ts";
 
 const WRITE_BACK_BYTES = 256 * 1024;
-const SCRATCH_FRAMES = 63;
-/** For frames on their way to a reader: used within one call, so that all journals of a thread share it. */
-const scratch = Buffer.allocUnsafeSlow(SCRATCH_FRAMES * RAW_FRAME_BYTES);
 
 export interface JournalOptions {
   disk: Disk;
@@ -310,30 +307,19 @@ export class Journal {
     this.#tail.write();
   }
 
-  /** Copies `blockCount` blocks whose frames start at `position` into `target`; each is verified ("corrupt"). */
-  read(position: number, lba: number, blockCount: number, target: Buffer, targetAt: number): void {
-    for (let done = 0; done < blockCount;) {
-      const count = Math.min(SCRATCH_FRAMES, blockCount - done);
-      const at = position + done * RAW_FRAME_BYTES;
-      this.readFrames(at, lba + done, count, scratch, 0);
-      for (let index = 0; index < count; index += 1) {
-        const from = index * RAW_FRAME_BYTES + FRAME_HEADER_BYTES;
-        scratch.copy(target, targetAt + (done + index) * BLOCK_BYTES, from, from + BLOCK_BYTES);
-      }
-      done += count;
-    }
-  }
-
-  /** Copies whole frames into `target`, verified, sealed for the journal. */
-  readFrames(position: number, lba: number, blockCount: number, target: Buffer, targetAt: number): void {
+  /**
+   * Copies whole frames into `target`, verified ("corrupt"), sealed for the journal. Without `waits` it answers false, and
+   * has put anything into `target`, where the disk would have to be waited for: warm() does that.
+   */
+  readFrames(position: number, lba: number, blockCount: number, target: Buffer, targetAt = 0, waits = true): boolean {
     const number = Math.floor(position / this.#fileBytes);
     const entry = this.#files.get(number);
     assert(entry !== undefined, "a position that is still needed was not released");
     const length = blockCount * RAW_FRAME_BYTES;
     const offset = position - number * this.#fileBytes;
     const bytes = target.subarray(targetAt, targetAt + length);
-    if (entry === this.#current) this.#tail.read(offset, bytes);
-    else entry.file.readSync(bytes, offset);
+    if (entry === this.#current && !this.#tail.isWritten(offset + length)) this.#tail.read(offset, bytes);
+    else if (!readFile(entry.file, bytes, offset, waits)) return false;
     for (let index = 0; index < blockCount; index += 1) {
       const seed = journalFrameSeed(this.#seed, position + index * RAW_FRAME_BYTES);
       if (!isIntactRawFrame(target, targetAt + index * RAW_FRAME_BYTES, lba + index, seed)) {
@@ -342,6 +328,15 @@ export class Journal {
         });
       }
     }
+    return true;
+  }
+
+  /** Has the disk bring `blockCount` frames from `position` on into memory; what goes wrong is met by who reads them. */
+  async warm(position: number, blockCount: number): Promise<void> {
+    const entry = this.#files.get(Math.floor(position / this.#fileBytes));
+    if (entry === undefined) return;
+    const range = { offset: position % this.#fileBytes, length: blockCount * RAW_FRAME_BYTES };
+    await warmFile(entry.file, range, () => this.#files.get(entry.number) === entry);
   }
 
   /**

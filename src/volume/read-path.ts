@@ -62,16 +62,19 @@ export class ReadPath {
     this.#readahead = new Readahead(options.sizeBytes);
   }
 
-  /** Fills `target` from `at` with `blocks` blocks from `lba`. */
-  read(lba: number, blocks: number, target: Buffer, at: number): MaybePromise<void> {
+  /**
+   * Fills `target` from `at` with `blocks` blocks from `lba`. `isWarm` says that the journal's disk was waited for already,
+   * so that the rest of it, if any, is read on this thread.
+   */
+  read(lba: number, blocks: number, target: Buffer, at: number, isWarm = false): MaybePromise<void> {
     const overlay = this.#overlay;
     let pending: Promise<void>[] | undefined;
     while (blocks > 0) {
       overlay.locate(lba, blocks);
       const { foundBlocks, foundValue } = overlay;
       if (foundValue > 0) {
-        const failed = this.#readJournal(foundValue, lba, foundBlocks, target, at);
-        if (failed !== undefined) (pending ??= []).push(failed);
+        const waiting = this.#readJournal(foundValue, lba, foundBlocks, target, at, isWarm);
+        if (waiting !== undefined) (pending ??= []).push(waiting);
       } else if (foundValue < 0) target.fill(0, at, at + foundBlocks * BLOCK_BYTES);
       else {
         pending = this.#readMapped(lba, foundBlocks, target, at, pending);
@@ -87,13 +90,34 @@ export class ReadPath {
   }
 
   /** Undefined where it is done; an error is a promise, so that what is fetched for other blocks is waited for. */
-  #readJournal(value: number, lba: number, blocks: number, target: Buffer, at: number): Promise<void> | undefined {
+  #readJournal(
+    value: number,
+    lba: number,
+    blocks: number,
+    target: Buffer,
+    at: number,
+    isWarm: boolean,
+  ): Promise<void> | undefined {
     try {
-      this.#journal.read(value, lba, blocks, target, at);
+      for (let done = 0; done < blocks;) {
+        const count = Math.min(BATCH_FRAMES, blocks - done);
+        if (!this.#journal.readFrames(value + done * RAW_FRAME_BYTES, lba + done, count, scratch, 0, isWarm)) {
+          return this.#warmThenRead(value + done * RAW_FRAME_BYTES, lba + done, blocks - done, target, at);
+        }
+        copyPayloads(scratch, count, target, at);
+        done += count;
+        at += count * BLOCK_BYTES;
+      }
       return undefined;
     } catch (error) {
       return Promise.reject(asOperationError(error, "unavailable", "cannot read the local journal"));
     }
+  }
+
+  /** Looks at the overlay anew when the disk has answered: the journal may have given these blocks to S3 by then. */
+  async #warmThenRead(value: number, lba: number, blocks: number, target: Buffer, at: number): Promise<void> {
+    await this.#journal.warm(value, blocks);
+    await this.read(lba, blocks, target, at, true);
   }
 
   /** Blocks that the overlay does not know. Returns `pending` with what must be waited for. */
@@ -216,8 +240,7 @@ export class ReadPath {
     target: Buffer,
     at: number,
   ): Promise<void> {
-    const read = this.#reader.read(segment, offset, blocks * RAW_FRAME_BYTES);
-    const frames = read instanceof Promise ? await read : read;
+    const frames = await this.#reader.fetch(segment, offset, blocks * RAW_FRAME_BYTES);
     if (copyFrames(frames, segment.seed, lba, blocks, target, at)) {
       if (blocks === 1) this.#hot.offer(segment.number, offset / FRAME_ALIGN_BYTES, target, at);
       return;
@@ -269,6 +292,13 @@ function copyFrames(frames: Buffer, seed: number, lba: number, blocks: number, t
     frames.copy(target, at + index * BLOCK_BYTES, from + FRAME_HEADER_BYTES, from + RAW_FRAME_BYTES);
   }
   return true;
+}
+
+function copyPayloads(frames: Buffer, blocks: number, target: Buffer, at: number): void {
+  for (let index = 0; index < blocks; index += 1) {
+    const from = index * RAW_FRAME_BYTES + FRAME_HEADER_BYTES;
+    frames.copy(target, at + index * BLOCK_BYTES, from, from + BLOCK_BYTES);
+  }
 }
 
 /** Waits for all, also after one has failed: nothing may still write into the target when the caller hears of it. */

@@ -95,9 +95,9 @@ export class SegmentReader {
   }
 
   /**
-   * The hot path, for a frame: fills `target` at once where it is cached and the disk is fast. The bytes were compared
-   * with nothing: the caller checks the frame's own checksum, which is bound to the object, and calls refetch() where
-   * it does not match. False: call read().
+   * The hot path, for a frame: fills `target` at once where it is cached and in memory. The bytes were compared with
+   * nothing: the caller checks the frame's own checksum, which is bound to the object, and calls refetch() where it does
+   * not match. False: call fetch().
    */
   readFrameSync(object: StoredObject, offset: number, target: Buffer): boolean {
     if (this.#admitted.size > 0 && this.#readAdmitted(object, offset, target)) return true;
@@ -114,6 +114,11 @@ export class SegmentReader {
     if (this.#admitted.size > 0 && this.#readAdmitted(object, offset, target)) return target;
     if (!this.#cache.readsAreSlow() && this.#cache.readSync(object, offset, target)) return target;
     return this.#readParts(object, offset, target);
+  }
+
+  /** The same for who has called readFrameSync, and waits for the disk or S3 now. */
+  fetch(object: StoredObject, offset: number, length: number): Promise<Buffer> {
+    return this.#readParts(object, offset, Buffer.allocUnsafe(length));
   }
 
   /**
@@ -215,13 +220,8 @@ export class SegmentReader {
       const within = offset + done - part * PART_BYTES;
       const step = Math.min(PART_BYTES - within, target.length - done);
       const piece = target.subarray(done, done + step);
-      if (this.#cache.has(object, part)) {
-        if (this.#cache.readsAreSlow()) waits.push(this.#readCached(traffic, offset + done, piece));
-        else if (!this.#cache.readSync(object, offset + done, piece))
-          waits.push(this.#fly(traffic, part, offset + done, piece));
-      } else {
-        waits.push(this.#fly(traffic, part, offset + done, piece));
-      }
+      if (this.#cache.has(object, part)) waits.push(this.#readCached(traffic, offset + done, piece));
+      else waits.push(this.#fly(traffic, part, offset + done, piece));
       done += step;
     }
     this.#leave(traffic);

@@ -1,12 +1,17 @@
 /** The machine's disk: the contract, and what only a real directory shows. */
 import assert from "node:assert/strict";
 import { promises as fs } from "node:fs";
+import { execFile } from "node:child_process";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { promisify } from "node:util";
 import { isKind } from "../../src/base/errors.ts";
 import { openSystemDisk } from "../../src/base/system-disk.ts";
+import { loadLibc } from "../../src/nbd/kernel/libc.ts";
 import { diskSuite } from "../suites/disk-suite.ts";
+
+const { readInMemory } = await loadLibc();
 
 async function temporary(): Promise<{ path: string; dispose: () => Promise<void> }> {
   const path = await fs.mkdtemp(join(tmpdir(), "s3block-disk-"));
@@ -16,6 +21,53 @@ async function temporary(): Promise<{ path: string; dispose: () => Promise<void>
 diskSuite("system disk", async () => {
   const { path, dispose } = await temporary();
   return { disk: await openSystemDisk(join(path, "made", "on the way")), dispose };
+});
+
+diskSuite("system disk that tells what is in memory", async () => {
+  const { path, dispose } = await temporary();
+  return { disk: await openSystemDisk(path, readInMemory), dispose };
+});
+
+test("what the page cache has given up is not read at once, and is after it was waited for", async () => {
+  const { path, dispose } = await temporary();
+  try {
+    const disk = await (await openSystemDisk(path, readInMemory)).directory("below");
+    const file = await disk.open("a", { create: true });
+    const bytes = Buffer.alloc(1_000_000, "0123456789abcdef!");
+    file.writeSync(bytes, 0);
+    await file.sync();
+    const target = Buffer.alloc(20_000);
+    assert.equal(file.readNow(target, 500_001), true);
+    assert.ok(target.equals(bytes.subarray(500_001, 520_001)));
+    // Has the kernel drop the file's clean pages.
+    await promisify(execFile)("dd", [`if=${join(path, "below", "a")}`, "iflag=nocache", "count=0", "status=none"]);
+    assert.equal(file.readNow(target, 500_001), false);
+    target.fill(0);
+    await file.read(target, 500_001);
+    assert.ok(target.equals(bytes.subarray(500_001, 520_001)));
+    assert.equal(file.readNow(target, 500_001), true);
+    await file.close();
+  } finally {
+    await dispose();
+  }
+});
+
+test("a file system that cannot tell what is in memory is asked once for each file", async () => {
+  const { path, dispose } = await temporary();
+  try {
+    let asked = 0;
+    const disk = await openSystemDisk(path, () => {
+      asked += 1;
+      throw new Error("EOPNOTSUPP");
+    });
+    const file = await disk.open("a", { create: true });
+    file.writeSync(Buffer.from("abc"), 0);
+    for (let turn = 0; turn < 3; turn += 1) assert.equal(file.readNow(Buffer.alloc(3), 0), undefined);
+    assert.equal(asked, 1);
+    await file.close();
+  } finally {
+    await dispose();
+  }
 });
 
 test("files are readable by their owner alone, and allocated ones hold real blocks", async () => {

@@ -251,6 +251,16 @@ describe("a netlink request", () => {
     else assert.equal((outcome as NetlinkError).code, "ENOENT");
   });
 
+  test("whose answer has not come yet is looked for again", async () => {
+    const libc = await loadLibc();
+    const fd = libc.netlinkSocket();
+    try {
+      assert.equal(libc.receive(fd, Buffer.alloc(100)), undefined);
+    } finally {
+      libc.close(fd);
+    }
+  });
+
   test("that waits for nobody is handled before anything else happens on this thread", async () => {
     const family = CONTROLLER_FAMILY;
     const parts = { libc: await loadLibc(), clock: systemClock };

@@ -85,6 +85,8 @@ export class SimNode {
     for (const disk of [this.state, this.run]) {
       disk.setDelay((call) => this.#delay(process, call));
       disk.setFault((call) => this.#fault(process, call));
+      // Without a draw, so that a seed means the same world as ever.
+      disk.setInMemory((call) => Math.floor(call.position / 4096) % 4 !== 0);
     }
     const server = new SimServer(process, {
       nodeId: this.name,

@@ -139,6 +139,27 @@ function byteTests(check: Check): void {
     await file.close();
   });
 
+  check("a read that must not wait brings right bytes or none, and is never short", async (disk) => {
+    const file = await disk.open("a", { create: true });
+    const bytes = new SeededRandom(2).bytes(20_000);
+    file.writeSync(bytes, 0);
+    const memory = Buffer.alloc(30_000, 7);
+    for (const [from, length] of [
+      [0, 20_000],
+      [4095, 4112],
+      [19_999, 1],
+      [3, 0],
+    ] as const) {
+      const isThere = file.readNow(memory.subarray(100, 100 + length), from);
+      assert.notEqual(isThere, false, "what was just written is in memory");
+      if (isThere === true) assert.ok(memory.subarray(100, 100 + length).equals(bytes.subarray(from, from + length)));
+      assert.equal(memory[99], 7);
+    }
+    for (const from of [19_999, 20_000, 1_000_000]) assert.notEqual(file.readNow(memory.subarray(0, 2), from), true);
+    await file.close();
+    assert.throws(() => file.readNow(memory, 0), { name: "AssertionError" });
+  });
+
   check("allocate extends with zeroes, keeps what is there and never shrinks", async (disk) => {
     const file = await disk.open("a", { create: true });
     file.writeSync(Buffer.from("abc"), 0);

@@ -507,6 +507,37 @@ test("without a disk, or when it cannot be opened, every read is a miss and noth
   }
 });
 
+test("what the disk must be waited for is no miss and not read on the thread, whatever the clock says", async () => {
+  const disk = new MemoryDisk();
+  const clock = new StillClock();
+  const cache = await openCache(disk, { clock });
+  for (const part of [0, 1]) await put(cache, segment(1), part);
+  await cache.settled();
+  let isInMemory = (position: number): boolean => position >= 0;
+  disk.setInMemory((call) => isInMemory(call.position));
+  disk.setFault((call) => {
+    if (call.operation === "read") clock.ms += 5;
+  });
+  const whole = Buffer.concat([content(segment(1), 0), content(segment(1), 1)]);
+  const target = Buffer.alloc(9000);
+  for (let turn = 0; turn < 10; turn += 1) assert.ok(cache.readSync(segment(1), 60_000, target));
+  assert.ok(target.equals(whole.subarray(60_000, 69_000)));
+  isInMemory = () => false;
+  const before = cache.stats();
+  const readsBefore = clock.ms;
+  for (let turn = 0; turn < 10; turn += 1) assert.equal(cache.readSync(segment(1), PART_BYTES, target), false);
+  assert.equal(clock.ms, readsBefore, "the disk was not asked");
+  assert.equal(cache.readsAreSlow(), false);
+  assert.deepEqual(cache.stats(), before);
+  target.fill(0);
+  assert.ok(await cache.read(segment(1), 60_000, target));
+  assert.ok(target.equals(whole.subarray(60_000, 69_000)));
+  assert.equal(cache.stats().hits, before.hits + 1);
+  assert.equal(cache.readSync(segment(2), 0, target), false);
+  assert.equal(cache.stats().misses, before.misses + 1);
+  await cache.close();
+});
+
 test("two timed reads in a row that were slow send the next 32 off the thread, then it is tried again", async () => {
   const disk = new MemoryDisk();
   const clock = new StillClock();

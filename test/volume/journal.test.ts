@@ -7,6 +7,7 @@ import { MemoryDisk } from "../../src/base/memory-disk.ts";
 import { SeededRandom } from "../../src/base/seeded-random.ts";
 import { encodeFileHeader, EXTENT_DATA } from "../../src/volume/format/journal-record.ts";
 import { Journal } from "../../src/volume/journal.ts";
+import { readJournal } from "./read-journal.ts";
 
 const BLOCK = 4096;
 const FILE_BYTES = 256 * 1024;
@@ -95,9 +96,7 @@ test("records come back in order after the death of the process, and appending g
     );
     for (const [index, entry] of entries.entries()) {
       if (entry.kind !== EXTENT_DATA) continue;
-      const target = Buffer.alloc(entry.blocks * BLOCK);
-      journal.read(entry.position, entry.lba, entry.blocks, target, 0);
-      assert.ok(target.equals(written[index].source));
+      assert.ok(readJournal(journal, entry.position, entry.lba, entry.blocks).equals(written[index].source));
     }
     const source = random.bytes(BLOCK);
     await append(journal, 7000 + round, source);
@@ -233,10 +232,8 @@ test("a failed sync makes the journal distrusted for ever", async () => {
   disk.setFault(undefined);
   await assert.rejects(async () => await journal.sync(), { kind: "unavailable" });
   assert.ok(journal.distrusted);
-  const target = Buffer.alloc(BLOCK);
   const position = await append(journal, 2, Buffer.alloc(BLOCK, 2));
-  journal.read(position, 2, 1, target, 0);
-  assert.equal(target[0], 2, "it still serves what it holds");
+  assert.equal(readJournal(journal, position, 2, 1)[0], 2, "it still serves what it holds");
 });
 
 test("files go round within the limit, and one file is enough where the disk has no room for two", async () => {
@@ -320,9 +317,8 @@ test("what is appended can be read at once, and outlives the process from its co
         for (const back of [1, 2, 60]) {
           const entry = written.at(-back);
           if (entry === undefined) continue;
-          const target = Buffer.alloc(entry.source.length);
-          journal.read(entry.position, entry.lba, target.length / BLOCK, target, 0);
-          assert.ok(target.equals(entry.source), `record ${written.length - back} of ${written.length}`);
+          const found = readJournal(journal, entry.position, entry.lba, entry.source.length / BLOCK);
+          assert.ok(found.equals(entry.source), `record ${written.length - back} of ${written.length}`);
         }
       }
     };
@@ -351,11 +347,8 @@ test("where the disk fails a commit, what it did not take is still read, and nev
   for (let turn = 0; turn < 2; turn += 1) assert.throws(() => journal.commit(), { kind: "unavailable" });
   await assert.rejects(async () => await journal.sync(), { kind: "unavailable" });
   assert.throws(() => journal.append(1, 9, 1, safe), { kind: "unavailable" });
-  const target = Buffer.alloc(BLOCK * 2);
-  journal.read(lostAt, 5, 2, target, 0);
-  assert.ok(target.equals(lost));
-  journal.read(safeAt, 1, 1, target, 0);
-  assert.ok(target.subarray(0, BLOCK).equals(safe));
+  assert.ok(readJournal(journal, lostAt, 5, 2).equals(lost));
+  assert.ok(readJournal(journal, safeAt, 1, 1).equals(safe));
   await journal.close();
   const { entries } = await recovered(disk.reopen());
   assert.deepEqual(
@@ -374,9 +367,8 @@ test("rot in the journal is found when it is read", async () => {
   file.readSync(byte, at);
   byte[0] ^= 8;
   file.writeSync(byte, at);
-  const target = Buffer.alloc(BLOCK);
-  journal.read(position, 3, 1, target, 0);
-  assert.throws(() => journal.read(position + 4112, 4, 1, target, 0), { kind: "corrupt" });
+  readJournal(journal, position, 3, 1);
+  assert.throws(() => readJournal(journal, position + 4112, 4, 1), { kind: "corrupt" });
 });
 
 test("a journal of another volume is not replayed, and one set aside stays for people to see", async () => {

@@ -361,6 +361,29 @@ test("a cache disk that hangs gives an upload's memory back when it is wanted, a
   }
 });
 
+test("a cached frame that the disk must be waited for is read off the thread, and is no GET and one hit", async () => {
+  const at = await bench();
+  await check(at, 0, 10 * PART_BYTES);
+  await at.cache.settled();
+  at.disk.setInMemory(() => false);
+  const gets = at.store.gets.length;
+  const { hits, misses } = at.cache.stats();
+  const frames = Array.from({ length: 20 }, (_, index) => 1000 + index * 8224);
+  const read = await Promise.all(
+    frames.map(async (offset) => {
+      assert.equal(at.reader.readFrameSync(at.object, offset, Buffer.alloc(4112)), false);
+      return await at.reader.fetch(at.object, offset, 4112);
+    }),
+  );
+  for (const [index, offset] of frames.entries()) {
+    assert.ok(read[index].equals(at.body.subarray(offset, offset + 4112)), `offset=${offset}`);
+  }
+  assert.equal(at.store.gets.length, gets);
+  const inTwo = frames.filter((offset) => offset % PART_BYTES > PART_BYTES - 4112).length;
+  assert.equal(at.cache.stats().hits, hits + frames.length + inTwo);
+  assert.equal(at.cache.stats().misses, misses);
+});
+
 test("on a slow disk cached reads go off the thread and are still no GETs", async () => {
   const at = await bench();
   await check(at, 0, 10 * PART_BYTES);

@@ -48,8 +48,19 @@ export interface Libc {
   readonly setIoFlusher: () => void;
   /** PR_SET_DUMPABLE 0: no core dump, and only root with CAP_SYS_PTRACE may look into the process. Ends with execve. */
   readonly forbidDumps: () => void;
+  /**
+   * Has malloc take pieces of at least `bytes` from the kernel one by one and give each back when it is freed, in all
+   * threads. False where the C library has no such switch.
+   */
+  readonly mapLargePieces: (bytes: number) => boolean;
   /** The name of an errno: 2 → "ENOENT". */
   readonly errorName: (errno: number) => string;
+  /**
+   * preadv2 with RWF_NOWAIT: how many bytes from `position` on came from memory into `target`; -1 where the first of them
+   * would have to be waited for. Fewer than asked for where the file, or what of it is in memory, ends. Throws where the
+   * file system cannot do that ("ENOTSUP").
+   */
+  readonly readInMemory: (fd: number, target: Uint8Array, position: number) => number;
 }
 
 /* Numbers of Linux's headers: the same on x86-64 and arm64, the machines the driver is built for. */
@@ -71,9 +82,13 @@ const PR_SET_DUMPABLE = 4;
 const PR_SET_IO_FLUSHER = 57;
 const PR_GET_IO_FLUSHER = 58;
 const SOCKADDR_NL_SIZE = 12;
+const RWF_NOWAIT = 8;
+/** glibc's malloc.h. */
+const M_MMAP_THRESHOLD = -3;
 
 type Koffi = typeof import("koffi");
-type Call = (...values: readonly (number | bigint | string | Buffer | Int32Array | BigInt64Array)[]) => number;
+type Value = number | bigint | string | Buffer | Int32Array | BigInt64Array | BigUint64Array;
+type Call = (...values: readonly Value[]) => number;
 type AsyncCall = (fd: number, bytes: Buffer, length: number, flags: number, done: Done) => void;
 type Done = (error: unknown, result: number) => void;
 
@@ -106,7 +121,9 @@ class Binder {
   constructor(koffi: Koffi) {
     this.#koffi = koffi;
     this.#library = koffi.load(null);
-    this.#names = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]));
+    // Some numbers have two names: the first is Node's (EAGAIN, not EWOULDBLOCK).
+    const names = Object.entries(koffi.os.errno).toReversed();
+    this.#names = new Map(names.map(([name, number]) => [number, name]));
   }
 
   errorName(errno: number): string {
@@ -122,6 +139,29 @@ class Binder {
     };
   }
 
+  /** Without the test for errors, for hot paths: errorName(errno()) tells what a negative result means. */
+  plain(definition: string): Call {
+    return this.#library.func(definition);
+  }
+
+  /** The same, undefined where this C library lacks the function. */
+  optional(definition: string): Call | undefined {
+    try {
+      return this.plain(definition);
+    } catch {
+      return undefined;
+    }
+  }
+
+  errno(): number {
+    return this.#koffi.errno();
+  }
+
+  /** Where the memory begins: it stays there as long as `memory` lives. */
+  address(memory: ArrayBufferLike): bigint {
+    return this.#koffi.address(new Uint8Array(memory));
+  }
+
   asynchronous(definition: string): AsyncCall {
     return (this.#library.func(definition) as unknown as { async: AsyncCall }).async;
   }
@@ -135,6 +175,11 @@ function bind(koffi: Koffi): Libc {
   return {
     errorName: (errno) => binder.errorName(errno),
     ...bindSockets(binder),
+    ...bindReads(binder),
+    mapLargePieces: (bytes) => {
+      const mallopt = binder.optional("int mallopt(int parameter, int value)");
+      return mallopt !== undefined && mallopt(M_MMAP_THRESHOLD, bytes) === 1;
+    },
     ...bindNetlink(binder),
     ioctl: (fd, request, argument) => ioctl(fd, request, argument),
     makeBlockNode: (path, major, minor) => {
@@ -230,6 +275,30 @@ function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink"
         if (error instanceof SystemCallError && (error.code === "EAGAIN" || error.code === "EINTR")) return undefined;
         throw error;
       }
+    },
+  };
+}
+
+function bindReads(binder: Binder): Pick<Libc, "readInMemory"> {
+  const preadv2 = binder.plain("long preadv2(int fd, const void *vector, int count, int64 position, int flags)");
+  /** A struct iovec: address and length. */
+  const vector = new BigUint64Array(2);
+  // Most reads go to the same few pieces of memory, and asking for an address is slow.
+  let memory: ArrayBufferLike | undefined;
+  let start = 0n;
+  return {
+    readInMemory: (fd, target, position) => {
+      if (target.buffer !== memory) {
+        memory = target.buffer;
+        start = binder.address(memory);
+      }
+      vector[0] = start + BigInt(target.byteOffset);
+      vector[1] = BigInt(target.length);
+      const count = preadv2(fd, vector, 1, position, RWF_NOWAIT);
+      if (count >= 0) return count;
+      const name = binder.errorName(binder.errno());
+      if (name === "EAGAIN") return -1;
+      throw new SystemCallError("preadv2", name);
     },
   };
 }

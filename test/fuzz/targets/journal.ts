@@ -21,6 +21,7 @@ import {
 } from "../../../src/volume/format/journal-record.ts";
 import { Journal } from "../../../src/volume/journal.ts";
 import { journalFileName } from "../../../src/volume/journal-scan.ts";
+import { readJournal } from "../../volume/read-journal.ts";
 import { mutated } from "../mutation.ts";
 import type { FuzzTarget } from "../target.ts";
 import { verdict } from "../verdict.ts";
@@ -145,7 +146,8 @@ export async function recoverJournal(
       position += blocks * (BLOCK + 16);
     }
   });
-  for (const { position, record } of positions) journal.read(position, record.lba, record.blocks, record.data, 0);
+  for (const { position, record } of positions)
+    readJournal(journal, position, record.lba, record.blocks).copy(record.data);
   return { journal, records };
 }
 
