@@ -137,7 +137,12 @@ export class SegmentPlan {
       for (let done = 0; done < this.#pieceBlocks[piece];) {
         const count = Math.min(this.#pieceBlocks[piece] - done, YIELD_FRAMES);
         const position = this.#piecePosition[piece] + done * RAW_FRAME_BYTES;
-        journal.readFrames(position, this.#pieceLba[piece] + done, count, target, at);
+        const lba = this.#pieceLba[piece] + done;
+        if (!journal.readFrames(position, lba, count, target, at, false)) {
+          // What was written next stands next, and is mostly needed next.
+          await journal.warm(position, YIELD_FRAMES);
+          journal.readFrames(position, lba, count, target, at);
+        }
         for (let frame = 0; frame < count; frame += 1) {
           const oldSeed = journalFrameSeed(journal.frameSeed, position + frame * RAW_FRAME_BYTES);
           resealRawFrame(target, at + frame * RAW_FRAME_BYTES, oldSeed, seed);

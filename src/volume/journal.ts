@@ -331,12 +331,16 @@ export class Journal {
     return true;
   }
 
-  /** Has the disk bring `blockCount` frames from `position` on into memory; what goes wrong is met by who reads them. */
+  /**
+   * Has the disk bring up to `blockCount` frames from `position` on into memory, as many as the file has; what goes wrong
+   * is met by who reads them.
+   */
   async warm(position: number, blockCount: number): Promise<void> {
     const entry = this.#files.get(Math.floor(position / this.#fileBytes));
     if (entry === undefined) return;
-    const range = { offset: position % this.#fileBytes, length: blockCount * RAW_FRAME_BYTES };
-    await warmFile(entry.file, range, () => this.#files.get(entry.number) === entry);
+    const offset = position % this.#fileBytes;
+    const length = Math.min(blockCount * RAW_FRAME_BYTES, this.#fileBytes - offset);
+    await warmFile(entry.file, { offset, length }, () => this.#files.get(entry.number) === entry);
   }
 
   /**

@@ -227,6 +227,58 @@ test("a batch is read back at once, outlives the process when it is committed, a
   await harness.close();
 });
 
+test("journal blocks that have left memory are waited for off the thread, also on a disk that never keeps any", async () => {
+  const harness = new EngineHarness({ uploadIntervalMs: 3_600_000 });
+  await harness.create(GIB, "local");
+  const volume = await harness.open();
+  const blocks = 200;
+  const content = Buffer.concat(Array.from({ length: blocks }, (_, index) => Buffer.alloc(BLOCK, index + 1)));
+  await volume.write(0, content, false);
+  const reads: number[] = [];
+  harness.disk.setInMemory(() => false);
+  harness.disk.setDelay((call) => {
+    if (call.operation === "read") reads.push(call.length);
+    return undefined;
+  });
+  const target = Buffer.alloc(content.length);
+  const waiting = volume.read(0, target);
+  assert.ok(waiting instanceof Promise);
+  await waiting;
+  assert.ok(target.equals(content));
+  assert.equal(
+    reads.reduce((left, right) => left + right),
+    blocks * 4112,
+  );
+  assert.ok(reads.every((length) => length <= 256 * 1024));
+  harness.disk.setInMemory(() => true);
+  assert.equal(volume.read(BLOCK, target.subarray(0, BLOCK)), undefined, "what is in memory is not waited for");
+  assert.equal(target[0], 2);
+  await harness.close();
+});
+
+test("a block that S3 takes, or that is written anew, while its journal is waited for is read from where it is then", async () => {
+  for (const change of ["upload", "write", "zero"] as const) {
+    const harness = new EngineHarness({ uploadIntervalMs: 3_600_000 });
+    await harness.create(GIB, "s3");
+    const volume = await harness.open();
+    await volume.write(0, Buffer.alloc(2 * BLOCK, 7), false);
+    harness.disk.setInMemory(() => false);
+    const gate = Promise.withResolvers<void>();
+    harness.disk.setDelay((call) => (call.operation === "read" ? gate.promise : undefined));
+    const target = Buffer.alloc(2 * BLOCK);
+    const waiting = volume.read(0, target);
+    assert.ok(waiting instanceof Promise);
+    harness.disk.setDelay(undefined);
+    if (change === "upload") await volume.flush();
+    if (change === "write") await volume.write(0, Buffer.alloc(BLOCK, 8), false);
+    if (change === "zero") await volume.writeZeroes(0, BLOCK, false);
+    gate.resolve();
+    await waiting;
+    assert.deepEqual([target[0], target[BLOCK]], [{ upload: 7, write: 8, zero: 0 }[change], 7], change);
+    await harness.close();
+  }
+});
+
 test("a batch that the journal's disk refuses fails as a whole, and what S3 gets of it is what can be read", async () => {
   const harness = new EngineHarness();
   await harness.create(GIB, "s3");

@@ -284,14 +284,11 @@ function bindReads(binder: Binder): Pick<Libc, "readInMemory"> {
   /** A struct iovec: address and length. */
   const vector = new BigUint64Array(2);
   // Most reads go to the same few pieces of memory, and asking for an address is slow.
-  let memory: ArrayBufferLike | undefined;
-  let start = 0n;
+  const starts = new WeakMap<ArrayBufferLike, bigint>();
   return {
     readInMemory: (fd, target, position) => {
-      if (target.buffer !== memory) {
-        memory = target.buffer;
-        start = binder.address(memory);
-      }
+      let start = starts.get(target.buffer);
+      if (start === undefined) starts.set(target.buffer, (start = binder.address(target.buffer)));
       vector[0] = start + BigInt(target.byteOffset);
       vector[1] = BigInt(target.length);
       const count = preadv2(fd, vector, 1, position, RWF_NOWAIT);
