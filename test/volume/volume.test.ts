@@ -256,6 +256,34 @@ test("journal blocks that have left memory are waited for off the thread, also o
   await harness.close();
 });
 
+test("an upload of what has left memory waits for the journal off the thread, a MiB at a time", async () => {
+  const harness = new EngineHarness({ uploadIntervalMs: 3_600_000 });
+  await harness.create(GIB, "s3");
+  const volume = await harness.open();
+  const blocks = 600;
+  for (let block = 0; block < blocks; block += 1)
+    await volume.write(block * 3 * BLOCK, Buffer.alloc(BLOCK, block), false);
+  let warmUntil = 0;
+  let waited = 0;
+  harness.disk.setInMemory((call) => call.position + call.length <= warmUntil);
+  harness.disk.setDelay((call) => {
+    if (call.operation !== "read") return undefined;
+    warmUntil = Math.max(warmUntil, call.position + call.length);
+    waited += 1;
+    return undefined;
+  });
+  await volume.flush();
+  const mostBytes = blocks * 2 * 4112 + 2 * MIB;
+  assert.ok(waited >= (blocks * 4112) / (256 * 1024) && waited <= mostBytes / (256 * 1024), `waited ${waited} times`);
+  harness.disk.setInMemory(undefined);
+  const target = Buffer.alloc(BLOCK);
+  for (let block = 0; block < blocks; block += 1) {
+    await volume.read(block * 3 * BLOCK, target);
+    assert.equal(target[7], block % 256);
+  }
+  await harness.close();
+});
+
 test("a block that S3 takes, or that is written anew, while its journal is waited for is read from where it is then", async () => {
   for (const change of ["upload", "write", "zero"] as const) {
     const harness = new EngineHarness({ uploadIntervalMs: 3_600_000 });
