@@ -5,6 +5,7 @@
  *   --jobs J        threads (1)
  *   --crashes C     begins no further world once there were so many crash points
  *   --short-lives   processes and machines die, freeze and lose the volume four times as often
+ *   --cold-disks    a page of four on the nodes' disks has left memory, and reads wait for it
  *   --without a,b   faults that stay off          --skip 3,7-9   actions left out (both: what a shrunk trace prints)
  *   --trace L       lines of the trace of a failure (60)
  *   --no-shrink     shows a failure as it came     --hashes   prints the checksum of every world's trace
@@ -33,6 +34,7 @@ const { values } = parseArgs({
     trace: { type: "string", default: "60" },
     shrink: { type: "boolean", default: true },
     "short-lives": { type: "boolean", default: false },
+    "cold-disks": { type: "boolean", default: false },
     hashes: { type: "boolean", default: false },
   },
 });
@@ -46,6 +48,7 @@ const options: RunOptions = {
   without: values.without.split(",").filter((name) => name !== ""),
   skip: parseRanges(values.skip),
   shortLives: values["short-lives"],
+  coldDisks: values["cold-disks"],
 };
 const tally = new Tally();
 const interrupted = new AbortController();

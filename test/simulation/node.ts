@@ -26,6 +26,7 @@ export interface NodeWorld {
   readonly coverage: Coverage;
   readonly trace: Trace;
   readonly service: StoreService;
+  readonly coldDisks: boolean;
   opened(node: SimNode, request: OpenRequest, volume: HostedVolume, server: SimServer): Promise<void>;
   closed(node: SimNode, request: OpenRequest, volume: HostedVolume): void;
   nodeStopped(node: SimNode): void;
@@ -85,8 +86,7 @@ export class SimNode {
     for (const disk of [this.state, this.run]) {
       disk.setDelay((call) => this.#delay(process, call));
       disk.setFault((call) => this.#fault(process, call));
-      // Without a draw, so that a seed means the same world as ever.
-      disk.setInMemory((call) => Math.floor(call.position / 4096) % 4 !== 0);
+      if (world.coldDisks) disk.setInMemory((call) => this.#isInMemory(call));
     }
     const server = new SimServer(process, {
       nodeId: this.name,
@@ -229,6 +229,12 @@ export class SimNode {
     return new Promise((resolve) => {
       this.world.clock.after(delayMs, () => process.gate(resolve));
     });
+  }
+
+  #isInMemory(call: MemoryDiskCall): boolean {
+    if (Math.floor(call.position / 4096) % 4 !== 0) return true;
+    this.world.coverage.add("a page has left memory");
+    return false;
   }
 
   #fault(process: SimProcess, call: MemoryDiskCall): void {

@@ -20,6 +20,8 @@ export interface RunOptions {
   skip?: ReadonlySet<number>;
   /** Whatever ends a life comes up four times as often. */
   shortLives?: boolean;
+  /** A page of four on the nodes' disks has left memory, and is waited for. */
+  coldDisks?: boolean;
 }
 
 export interface Result {
@@ -49,6 +51,7 @@ const LATEST_MS = 660_000;
 
 export async function runSeed(seed: number, options: RunOptions = {}): Promise<Result> {
   const world = new World(seed, new Set(options.without ?? []));
+  world.coldDisks = options.coldDisks === true;
   const onUncaught = (error: unknown): void => world.fail(error);
   process.on("unhandledRejection", onUncaught);
   process.on("uncaughtException", onUncaught);

@@ -75,6 +75,7 @@ export function replayCommand(seed: number, options: RunOptions): string {
   if (options.steps !== undefined) parts.push(`--steps ${options.steps}`);
   if (options.without !== undefined && options.without.length > 0) parts.push(`--without ${options.without.join(",")}`);
   if (options.shortLives === true) parts.push("--short-lives");
+  if (options.coldDisks === true) parts.push("--cold-disks");
   if (options.skip !== undefined && options.skip.size > 0) parts.push(`--skip ${ranges(options.skip)}`);
   return parts.join(" ");
 }

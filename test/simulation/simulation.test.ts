@@ -13,6 +13,7 @@ import { Tally } from "./tally.ts";
 
 const THREADS = 2;
 const SLICE_CRASHES = 10_000;
+const COLD_DISKS_CRASHES = 2000;
 const SHORT_LIVES_CRASHES = 3000;
 const FIRST_SEED = 1;
 
@@ -63,4 +64,18 @@ test("nothing is lost over 3,000 crash points where hardly anybody lives for lon
   });
   context.diagnostic(tally.line());
   assert.ok(tally.crashes / tally.worlds > 80, "lives are short");
+});
+
+test("nothing is lost over 2,000 crash points where what the disks hold has partly left memory", async (context) => {
+  const options = { coldDisks: true };
+  const tally = new Tally();
+  function* jobs(): Generator<Job> {
+    for (let seed = FIRST_SEED; tally.crashes < COLD_DISKS_CRASHES; seed += 1) yield { seed, options };
+  }
+  await runJobs(jobs(), THREADS, (result) => {
+    assert.ok(result.ok, explain(result, options));
+    tally.add(result);
+  });
+  context.diagnostic(tally.line());
+  assert.ok((tally.coverage.get("a page has left memory") ?? 0) > 1000, "disks are waited for");
 });

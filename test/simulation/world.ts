@@ -48,6 +48,8 @@ export class World {
   /** Those of them at which a request was unanswered, or a write not known to be in S3. */
   crashesAtRisk = 0;
   #isAtRisk = false;
+  /** What lies on the nodes' disks has partly left their memory. */
+  coldDisks = false;
   /** How long to wait before the next action. */
   pauseMs = 0;
   events = 0;

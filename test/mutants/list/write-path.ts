@@ -195,10 +195,10 @@ export const writePathMutants: readonly Mutant[] = [
   {
     name: "last-frame-dropped",
     file: "src/volume/generation.ts",
-    find: "        journal.readFrames(position, this.#pieceLba[piece] + done, count, target, at);",
+    find: "        if (!journal.readFrames(position, lba, count, target, at, false)) {",
     replace:
       "        const isLast = piece === this.#pieceLba.length - 1 && piece > 0 && done + count === this.#pieceBlocks[piece];\n" +
-      "        if (!isLast) journal.readFrames(position, this.#pieceLba[piece] + done, count, target, at);",
+      "        if (!isLast && !journal.readFrames(position, lba, count, target, at, false)) {",
     why: "a segment is stored without its last frames, and its flush acknowledged",
   },
 ];
