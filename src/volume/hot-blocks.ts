@@ -7,7 +7,8 @@
  * regions. Who gets in has been offered before, and since then no more others than there is room for: a block that
  * comes back later would be gone by then, and the copy, into memory that is in no processor's cache, costs as much as
  * the read. Where all places are taken, one such offer of four displaces another block, and what was read since the last
- * look at it is spared once. Long reads are not offered, so that they flush nothing.
+ * look at it is spared once. Long reads are not offered, so that they flush nothing. Memory that an upload has taken is
+ * not asked for again at once: filling it costs more than it gives before the next upload takes it.
  *
  * Nothing here goes stale: a block is known by its place in an immutable object, never by its address on the disk.
  */
@@ -19,6 +20,8 @@ const MAX_REGIONS = 8;
 const OFFERS = 4;
 /** So many offers pass before memory is asked for again. */
 const BORROW_OFFERS = 64;
+/** After an upload has taken memory back, as many offers pass as would fill it so many times. */
+const REST_FILLS = 8;
 /** Frames begin at one of so many places of an object. */
 const UNITS = 2 ** 22;
 
@@ -40,6 +43,8 @@ export class HotBlocks implements Borrower {
   /** Marks of those that were offered for a place, `width` of them; 0 = nobody. */
   #seen = new Uint16Array(0);
   #offers = 0;
+  /** The number of offers from which on memory is asked for. */
+  #borrowFrom = 0;
   #secondOffers = 0;
   #next = 0;
 
@@ -70,7 +75,7 @@ export class HotBlocks implements Borrower {
   /** Offers a block that was read from the disk and verified; it stands at `at` of `source`. */
   offer(object: number, unit: number, source: Buffer, at: number): void {
     this.#offers += 1;
-    if (this.#offers % BORROW_OFFERS === 0 && this.#regions.length < this.#width) this.#grow();
+    if (this.#offers >= this.#borrowFrom && this.#regions.length < this.#width) this.#grow();
     if (this.#regions.length === 0) return;
     const bits = mixed(object, unit);
     const place = bits % this.#places;
@@ -86,10 +91,12 @@ export class HotBlocks implements Borrower {
   }
 
   giveBack(): Buffer | undefined {
+    this.#borrowFrom = this.#offers + this.#places * REST_FILLS;
     return this.#regions.pop();
   }
 
   #grow(): void {
+    this.#borrowFrom = this.#offers + BORROW_OFFERS;
     const buffer = this.#budget.borrow(this);
     if (buffer === undefined) return;
     if (this.#keys.length === 0) {

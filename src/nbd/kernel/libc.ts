@@ -157,7 +157,7 @@ class Binder {
     return this.#koffi.errno();
   }
 
-  /** Where the memory begins: it stays there as long as `memory` lives. */
+  /** Where the memory begins; that of a Buffer stays there as long as it lives. */
   address(memory: ArrayBufferLike): bigint {
     return this.#koffi.address(new Uint8Array(memory));
   }
@@ -280,18 +280,23 @@ function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink"
 }
 
 function bindReads(binder: Binder): Pick<Libc, "readInMemory"> {
-  const preadv2 = binder.plain("long preadv2(int fd, const void *vector, int count, int64 position, int flags)");
-  /** A struct iovec: address and length. */
-  const vector = new BigUint64Array(2);
+  const preadv2 = binder.plain("long preadv2(int fd, uint64 vector, int count, int64 position, int flags)");
+  /** A struct iovec: address and length, 64 bits each. An ArrayBuffer made by itself never moves. */
+  const vector = new Uint32Array(new ArrayBuffer(16));
+  const vectorAddress = Number(binder.address(vector.buffer));
   // Most reads go to the same few pieces of memory, and asking for an address is slow.
-  const starts = new WeakMap<ArrayBufferLike, bigint>();
+  const starts = new WeakMap<ArrayBufferLike, number>();
   return {
     readInMemory: (fd, target, position) => {
       let start = starts.get(target.buffer);
-      if (start === undefined) starts.set(target.buffer, (start = binder.address(target.buffer)));
-      vector[0] = start + BigInt(target.byteOffset);
-      vector[1] = BigInt(target.length);
-      const count = preadv2(fd, vector, 1, position, RWF_NOWAIT);
+      if (start === undefined) starts.set(target.buffer, (start = Number(binder.address(target.buffer))));
+      // Addresses have 57 bits at most, and those of a process 47 unless it asks for more: exact as numbers.
+      const address = start + target.byteOffset;
+      vector[0] = address;
+      vector[1] = address / 2 ** 32;
+      vector[2] = target.length;
+      vector[3] = target.length / 2 ** 32;
+      const count = preadv2(fd, vectorAddress, 1, position, RWF_NOWAIT);
       if (count >= 0) return count;
       const name = binder.errorName(binder.errno());
       if (name === "EAGAIN") return -1;
