@@ -74,7 +74,7 @@ export interface ObjectStore {
   /**
    * A range of the body: the part of [offset, offset + length) that lies inside the object. It is shorter than
    * `length` only where the object ends; empty where it ends before `offset`; undefined where there is no object.
-   * `totalBytes` is the object's size.
+   * `totalBytes` is the object's size. The memory of `bytes` is the caller's: nobody else reads or keeps it.
    */
   getRange(
     key: string,

@@ -6,6 +6,8 @@
  *   event loop are fetched by one GET where at most 256 KiB lie between them (what lies between is cached too).
  * - The length of every body is verified. Whether the bytes are right is decided by the caller, who knows the
  *   checksums of frames and heads; where they do not match, refetch() reads past the cache, twice at most.
+ * - What is fetched counts against the budget until its memory is free again. Bodies are freed by hand as soon as they
+ *   were copied: as garbage they took 100 MiB more than the budget, until somebody collected it.
  * - Nothing is fetched ahead that nobody asked for: readahead.ts decides, prefetch() fetches, and only while half of
  *   the budget stays free for those who wait.
  * Time-outs and retries are the store's; the reader waits until its signal aborts.
@@ -151,6 +153,7 @@ export class SegmentReader {
         copyPart(object, next, bytes, { target, offset });
         this.#cache.insert(object, next, bytes);
       }
+      this.#free(body, count);
     }
     return target;
   }
@@ -319,9 +322,15 @@ export class SegmentReader {
     for (let part = start; part < start + count; part += 1) {
       this.#cache.insert(traffic.object, part, partOf(body, part - start));
     }
+    // Those who wait for a flight copy it in this turn.
+    await this.#clock.yield();
+    this.#free(body, count);
   }
 
-  /** One GET within the budget; where nobody waits for it, only while half of the budget stays free. */
+  /**
+   * One GET within the budget; where nobody waits for it, only while half of the budget stays free. What it answers is given
+   * to #free() afterwards.
+   */
   async #fetch(object: StoredObject, part: number, count: number, demanded: boolean): Promise<Buffer> {
     const bytes = count * PART_BYTES;
     if (!demanded) {
@@ -335,9 +344,17 @@ export class SegmentReader {
     }
     try {
       return await this.#get(object, part, count);
-    } finally {
+    } catch (error) {
       this.#budget.release(bytes);
+      throw error;
     }
+  }
+
+  /** Gives memory and budget of a body of `count` parts back; nothing may look at it any more. */
+  #free(body: Buffer, count: number): void {
+    // A part of a larger piece of memory is not ours alone.
+    if (body.length === body.buffer.byteLength && body.buffer instanceof ArrayBuffer) body.buffer.transfer(0);
+    this.#budget.release(count * PART_BYTES);
   }
 
   /** The parts [part, part + count) of the object: all their bytes, fewer only where the object ends. */
