@@ -13,8 +13,9 @@ import type { ServerWorkerData } from "./server-worker.ts";
 
 const maxDefaultThreads = 4;
 const smallestUploadBytes = 64 * 1024 ** 2;
-/** Memory for what is on its way from the store, over all threads. */
-const readMemoryBytes = 64 * 1024 ** 2;
+/** Memory for what is on its way from the store: so much over all threads, and so much for each besides. */
+const sharedReadBytes = 32 * 1024 ** 2;
+const threadReadBytes = 8 * 1024 ** 2;
 /** Garbage of requests dies young: more room for it makes nothing faster, and took 20 to 40 MiB more of a busy thread. */
 const resourceLimits = { maxYoungGenerationSizeMb: 12 };
 
@@ -84,7 +85,7 @@ function startThread(
     journalSizeBytes: values.journalSize,
     mapBudgetBytes: share(values.mapMemory),
     uploadBudgetBytes: Math.max(share(values.uploadMemory), smallestUploadBytes),
-    readBudgetBytes: share(readMemoryBytes),
+    readBudgetBytes: share(sharedReadBytes) + threadReadBytes,
   };
   const program = new URL("./server-worker.ts", import.meta.url);
   const worker = new Worker(program, { workerData: data, transferList: [port2], resourceLimits });

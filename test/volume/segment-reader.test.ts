@@ -184,6 +184,32 @@ test("readahead of the same turn does not make the GET longer that somebody wait
   assert.deepEqual(at.store.gets, ["0+1", "1+15"]);
 });
 
+test("a body's memory is free as soon as it was copied, unless it is a piece of somebody else's", async () => {
+  const at = await bench({ sizeBytes: 20 * PART_BYTES });
+  const bodies: Buffer[] = [];
+  const larger = Buffer.alloc(3 * PART_BYTES);
+  at.store.change = (answer) => {
+    if (answer === undefined) return undefined;
+    if (bodies.length === 0) answer.bytes.copy((answer.bytes = larger.subarray(PART_BYTES, 2 * PART_BYTES)));
+    else answer.bytes = Buffer.from(answer.bytes);
+    bodies.push(answer.bytes);
+    return answer;
+  };
+  await check(at, 5, 100);
+  await Promise.all([check(at, 2 * PART_BYTES, PART_BYTES), check(at, 2 * PART_BYTES + 7, 2 * PART_BYTES)]);
+  at.reader.prefetch(at.object, 8 * PART_BYTES, 2 * PART_BYTES);
+  await at.clock.yield();
+  await at.reader.refetch(at.object, 12 * PART_BYTES, PART_BYTES, () => true);
+  await at.clock.yield();
+  assert.deepEqual(
+    bodies.map(({ buffer }) => (buffer as ArrayBuffer).detached),
+    [false, true, true, true],
+  );
+  assert.equal(larger.length, 3 * PART_BYTES);
+  assert.equal(at.budget.usedBytes(), 0);
+  await check(at, 0, 14 * PART_BYTES);
+});
+
 test("readahead leaves half of the budget alone and gives up quietly, a reader waits for its turn", async () => {
   const at = await bench({ budgetBytes: 8 * PART_BYTES });
   const release = at.store.hold();
