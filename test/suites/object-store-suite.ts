@@ -91,6 +91,21 @@ function bodyTests(store: () => ObjectStore): void {
     }
   });
 
+  test("the memory of an answer is the caller's: nothing of the object changes with it", async () => {
+    const whole = body(70_000);
+    await store().putIfAbsent("body/memory", [whole]);
+    for (const length of [100, 70_000]) {
+      const [first, other] = await Promise.all([
+        store().getRange("body/memory", { offset: 0, length }),
+        store().getRange("body/memory", { offset: 0, length }),
+      ]);
+      first?.bytes.fill(0xee);
+      assert.ok(other?.bytes.equals(whole.subarray(0, length)));
+      const again = await store().getRange("body/memory", { offset: 0, length });
+      assert.ok(again?.bytes.equals(whole.subarray(0, length)));
+    }
+  });
+
   test("a request whose signal has aborted is unavailable and does nothing", async () => {
     const options = { signal: AbortSignal.abort() };
     const requests = [
