@@ -44,7 +44,7 @@ export class HotBlocks implements Borrower {
   #seen = new Uint16Array(0);
   #offers = 0;
   /** The number of offers from which on memory is asked for. */
-  #borrowFrom = 0;
+  #borrowFrom = BORROW_OFFERS;
   #secondOffers = 0;
   #next = 0;
 
