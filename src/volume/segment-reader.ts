@@ -318,13 +318,16 @@ export class SegmentReader {
       for (const flight of flights) flight.crash(body);
       return;
     }
-    for (const flight of flights) flight.land(partOf(body, flight.part - start));
-    for (let part = start; part < start + count; part += 1) {
-      this.#cache.insert(traffic.object, part, partOf(body, part - start));
+    try {
+      for (const flight of flights) flight.land(partOf(body, flight.part - start));
+      for (let part = start; part < start + count; part += 1) {
+        this.#cache.insert(traffic.object, part, partOf(body, part - start));
+      }
+      // Those who wait for a flight copy it in this turn.
+      await this.#clock.yield();
+    } finally {
+      this.#free(body, count);
     }
-    // Those who wait for a flight copy it in this turn.
-    await this.#clock.yield();
-    this.#free(body, count);
   }
 
   /**
