@@ -148,12 +148,15 @@ export class SegmentReader {
     for (let part = Math.floor(offset / PART_BYTES); part <= last; part += MAX_GET_PARTS) {
       const count = Math.min(MAX_GET_PARTS, last - part + 1);
       const body = await this.#fetch(object, part, count, true);
-      for (let next = part; next < part + count; next += 1) {
-        const bytes = partOf(body, next - part);
-        copyPart(object, next, bytes, { target, offset });
-        this.#cache.insert(object, next, bytes);
+      try {
+        for (let next = part; next < part + count; next += 1) {
+          const bytes = partOf(body, next - part);
+          copyPart(object, next, bytes, { target, offset });
+          this.#cache.insert(object, next, bytes);
+        }
+      } finally {
+        this.#free(body, count);
       }
-      this.#free(body, count);
     }
     return target;
   }

@@ -210,6 +210,18 @@ test("a body's memory is free as soon as it was copied, unless it is a piece of 
   await check(at, 0, 14 * PART_BYTES);
 });
 
+test("a read and a refetch past the end of an object are corrupt, and give their budget back", async () => {
+  const at = await bench({ sizeBytes: PART_BYTES, budgetBytes: 4 * PART_BYTES });
+  for (let count = 0; count < 5; count += 1) {
+    const past = async (): Promise<unknown> => at.reader.read(at.object, PART_BYTES - 10, 20);
+    await assert.rejects(past, (error) => isKind(error, "corrupt"));
+    const again = at.reader.refetch(at.object, PART_BYTES - 10, 20, () => true);
+    await assert.rejects(again, (error) => isKind(error, "corrupt"));
+    await at.clock.yield();
+    assert.equal(at.budget.usedBytes(), 0);
+  }
+});
+
 test("readahead leaves half of the budget alone and gives up quietly, a reader waits for its turn", async () => {
   const at = await bench({ budgetBytes: 8 * PART_BYTES });
   const release = at.store.hold();
