@@ -7,7 +7,7 @@
  * - The length of every body is verified. Whether the bytes are right is decided by the caller, who knows the
  *   checksums of frames and heads; where they do not match, refetch() reads past the cache, twice at most.
  * - What is fetched counts against the budget until its memory is free again. Bodies are freed by hand as soon as they
- *   were copied: as garbage they took 100 MiB more than the budget, until somebody collected it.
+ *   were copied: as garbage they took 20 to 45 MiB more, until somebody collected it (decision 0112).
  * - Nothing is fetched ahead that nobody asked for: readahead.ts decides, prefetch() fetches, and only while half of
  *   the budget stays free for those who wait.
  * Time-outs and retries are the store's; the reader waits until its signal aborts.

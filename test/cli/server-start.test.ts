@@ -3,7 +3,7 @@
  * compiled code is found again, and what it need not wait for. test/bench/restart.ts measures.
  */
 import assert from "node:assert/strict";
-import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { after, before, test } from "node:test";
@@ -86,16 +86,21 @@ test("compiled code of both kinds of thread is found again, and damage to it is 
   await checksums(first, 2);
   assert.equal(await first.stop("SIGKILL"), null);
   assert.equal(accepted(first.stderr).has("cli/server.ts"), false);
-  const second = await ground.serve(flags, compileCacheLog);
-  assert.equal(await second.stop("SIGTERM"), 0);
-  const found = accepted(second.stderr);
-  const some = ["cli/server.ts", "cli/server-worker.ts", "volume/engine.ts", "cli/server-services.ts"];
-  assert.deepEqual(
-    some.filter((name) => !found.has(name)),
-    [],
-  );
-
   const cache = ground.path("compiled-state", "compiled");
+  const kept = ground.path("compiled-kept");
+  await cp(cache, kept, { recursive: true });
+  let missing = ["cli/server.ts", "cli/server-worker.ts", "volume/engine.ts", "cli/server-services.ts"];
+  // Threads write these lines in pieces, into each other: what one start has not shown, another one with the same files may.
+  for (let starts = 0; starts < 5 && missing.length > 0; starts += 1) {
+    await rm(cache, { recursive: true });
+    await cp(kept, cache, { recursive: true });
+    const next = await ground.serve(flags, compileCacheLog);
+    assert.equal(await next.stop("SIGTERM"), 0);
+    const found = accepted(next.stderr);
+    missing = missing.filter((name) => !found.has(name));
+  }
+  assert.deepEqual(missing, []);
+
   const files = (await readdir(cache, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
   assert.ok(files.length > 100);
   const random = new SeededRandom(5);
