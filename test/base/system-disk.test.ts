@@ -39,9 +39,13 @@ test("what the page cache has given up is not read at once, and is after it was 
     const target = Buffer.alloc(20_000);
     assert.equal(file.readNow(target, 500_001), true);
     assert.ok(target.equals(bytes.subarray(500_001, 520_001)));
-    // Has the kernel drop the file's clean pages.
-    await promisify(execFile)("dd", [`if=${join(path, "below", "a")}`, "iflag=nocache", "count=0", "status=none"]);
-    assert.equal(file.readNow(target, 500_001), false);
+    // Has the kernel drop the file's clean pages; it keeps those that somebody is busy with at the moment.
+    let isThere: boolean | undefined = true;
+    for (let asked = 0; asked < 100 && isThere === true; asked += 1) {
+      await promisify(execFile)("dd", [`if=${join(path, "below", "a")}`, "iflag=nocache", "count=0", "status=none"]);
+      isThere = file.readNow(target, 500_001);
+    }
+    assert.equal(isThere, false);
     target.fill(0);
     await file.read(target, 500_001);
     assert.ok(target.equals(bytes.subarray(500_001, 520_001)));
