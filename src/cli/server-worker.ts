@@ -134,7 +134,7 @@ function connect(
   connectionLog: Log,
 ): HostedConnection {
   const { fd, device, received, kernel } = options;
-  const transmission = new Transmission(connectionOfFd(fd), device, {
+  const transmission = new Transmission(connectionOfFd(fd, libc.receiveNow), device, {
     log: connectionLog,
     onDrain: kernel ? "stop" : "refuse",
     pool,

@@ -29,8 +29,12 @@ const FILE_NAME = "cache-blocks";
 const MIN_SLOTS = 64;
 /** So much of the file system the cache leaves free when it opens: journals live there too. */
 const SPARED_FRACTION = 0.1;
-/** Parts that one write takes along at most: 1 MiB. */
-const MAX_RUN_PARTS = 16;
+/**
+ * What one write takes along at most, and where in the file it ends: 2 MiB. Linux keeps what one write brings in pieces
+ * of memory as large as that, as far as they are aligned, and finds a block in a large piece quicker (measured: 4112 bytes
+ * at random in 0.98 µs from 2 MiB, 1.17 from 64 KiB, 1.3 from 4 KiB).
+ */
+const RUN_PARTS = 32;
 /** The index is saved when what came in since the last time weighs this many times the index. */
 const SAVE_RATIO = 16;
 const MIN_SAVE_PARTS = 256;
@@ -384,14 +388,19 @@ export class BlockCache {
   }
 
   async #writeBehind(): Promise<void> {
-    while (this.#ringUsed > 0) await this.#writeRun(this.#runLength());
+    while (this.#ringUsed > 0) {
+      // Who inserts many parts inserts the next ones in his next turn.
+      if ((this.#ringSlots[this.#ringHead] + this.#runLength()) % RUN_PARTS !== 0) await this.#clock.yield();
+      await this.#writeRun(this.#runLength());
+    }
     this.#writing = undefined;
     this.#saveWhenDue();
   }
 
-  /** How many parts from the head of the ring are neighbours on the disk too. */
+  /** How many parts from the head of the ring are neighbours on the disk too, up to where a run ends. */
   #runLength(): number {
-    const limit = Math.min(this.#ringUsed, MAX_RUN_PARTS, this.#ringParts - this.#ringHead);
+    const toEnd = RUN_PARTS - (this.#ringSlots[this.#ringHead] % RUN_PARTS);
+    const limit = Math.min(this.#ringUsed, toEnd, this.#ringParts - this.#ringHead);
     let count = 1;
     while (count < limit) {
       const last = this.#ringSlots[this.#ringHead + count - 1];

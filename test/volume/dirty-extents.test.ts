@@ -91,3 +91,17 @@ test("many thousand extents are found, also after long ones have covered some an
   assert.ok(extents.count < 20_000);
   check();
 });
+
+test("an overlay that was emptied after a burst holds what comes next", () => {
+  const extents = new DirtyExtents();
+  for (const size of [40_000, 100, 5000]) {
+    for (let lba = 0; lba < size; lba += 1) extents.insert(size * 2 - lba * 2, 1, 4096 + lba * 8192);
+    assert.equal(extents.count, size);
+    extents.locate(size, 1);
+    assert.deepEqual([extents.foundValue, extents.foundBlocks], [4096 + (size / 2) * 8192, 1]);
+    extents.removeBefore(0, size * 2 + 1, Number.MAX_SAFE_INTEGER);
+    assert.equal(extents.count, 0);
+    extents.locate(0, size);
+    assert.deepEqual([extents.foundValue, extents.foundBlocks], [0, size]);
+  }
+});

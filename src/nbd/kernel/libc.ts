@@ -61,6 +61,8 @@ export interface Libc {
    * file system cannot do that ("ENOTSUP").
    */
   readonly readInMemory: (fd: number, target: Uint8Array, position: number) => number;
+  /** What a socket has at once: how many bytes came into `target`; 0 where its peer has ended, -1 where there are none now, or an error. */
+  readonly receiveNow: (fd: number, target: Uint8Array) => number;
 }
 
 /* Numbers of Linux's headers: the same on x86-64 and arm64, the machines the driver is built for. */
@@ -279,19 +281,24 @@ function bindNetlink(binder: Binder): Pick<Libc, "netlinkSocket" | "sendNetlink"
   };
 }
 
-function bindReads(binder: Binder): Pick<Libc, "readInMemory"> {
+function bindReads(binder: Binder): Pick<Libc, "readInMemory" | "receiveNow"> {
   const preadv2 = binder.plain("long preadv2(int fd, uint64 vector, int count, int64 position, int flags)");
+  const recv = binder.plain("long recv(int fd, uint64 target, size_t length, int flags)");
   /** A struct iovec: address and length, 64 bits each. An ArrayBuffer made by itself never moves. */
   const vector = new Uint32Array(new ArrayBuffer(16));
   const vectorAddress = Number(binder.address(vector.buffer));
   // Most reads go to the same few pieces of memory, and asking for an address is slow.
   const starts = new WeakMap<ArrayBufferLike, number>();
+  /** Addresses have 57 bits at most, and those of a process 47 unless it asks for more: exact as numbers. */
+  const addressOf = (memory: Uint8Array): number => {
+    let start = starts.get(memory.buffer);
+    if (start === undefined) starts.set(memory.buffer, (start = Number(binder.address(memory.buffer))));
+    return start + memory.byteOffset;
+  };
   return {
+    receiveNow: (fd, target) => recv(fd, addressOf(target), target.length, MSG_DONTWAIT),
     readInMemory: (fd, target, position) => {
-      let start = starts.get(target.buffer);
-      if (start === undefined) starts.set(target.buffer, (start = Number(binder.address(target.buffer))));
-      // Addresses have 57 bits at most, and those of a process 47 unless it asks for more: exact as numbers.
-      const address = start + target.byteOffset;
+      const address = addressOf(target);
       vector[0] = address;
       vector[1] = address / 2 ** 32;
       vector[2] = target.length;
