@@ -47,6 +47,15 @@ const SLOW_READ_MS = 0.25;
 /** So many reads are not timed after one that was quick: asking the clock twice is 2 % of a random read. */
 const UNTIMED_READS = 3;
 const SLOW_READ_CREDIT = 32;
+/**
+ * While at least three of four reads find their bytes in memory, one that does not brings the whole part into it: what
+ * the page cache has lost of what is read all the time stands together. Where most reads wait for the disk, more than
+ * they want would only make them wait longer. Counted from 0 to WARMTH_LIMIT.
+ */
+const WARMTH_LIMIT = 1024;
+const COLD_READ_WEIGHT = 3;
+/** Where bytes go that are only to be in memory: shared, since nobody looks at it. */
+const nowhere = Buffer.allocUnsafeSlow(PART_BYTES);
 /** What a look at one part finds without waiting. */
 const MISSING = 0;
 const FOUND = 1;
@@ -112,6 +121,7 @@ export class BlockCache {
   #slowCredit = 0;
   #lastWasSlow = false;
   #untimedReads = 0;
+  #warmth = 0;
   #failedWrites = 0;
   readonly #counts = { hits: 0, hitBytes: 0, misses: 0, inserts: 0, refused: 0, rotten: 0, outdated: 0, diskErrors: 0 };
 
@@ -282,6 +292,7 @@ export class BlockCache {
     try {
       const isThere = file.readNow(target, position);
       if (isThere === undefined) this.#readTimed(file, target, position);
+      else if (isThere && this.#warmth < WARMTH_LIMIT) this.#warmth += 1;
       return isThere === false ? ON_DISK : FOUND;
     } catch (error) {
       this.#readFailed(slot, error);
@@ -312,13 +323,25 @@ export class BlockCache {
     index.touch(slot, Math.floor(within / SUB_BLOCK_BYTES));
     if (index.isBusy(slot)) return this.#copyPending(slot, within, target);
     this.#slowCredit = Math.max(0, this.#slowCredit - 1);
+    const position = slot * PART_BYTES;
     try {
-      await file.read(target, slot * PART_BYTES + within);
+      const isMostlyWarm = this.#warmth >= WARMTH_LIMIT / 2;
+      this.#warmth = Math.max(0, this.#warmth - COLD_READ_WEIGHT);
+      if (isMostlyWarm) {
+        await file.read(nowhere.subarray(0, index.length(slot)), position);
+        if (!this.#holds(slot, object, part)) return false;
+        if (file.readNow(target, position + within) === true) return true;
+      }
+      await file.read(target, position + within);
     } catch (error) {
       return this.#find(object, part) === slot ? this.#readFailed(slot, error) : false;
     }
-    // The slot may have been given to another part meanwhile.
-    return this.#find(object, part) === slot && !index.isBusy(slot);
+    return this.#holds(slot, object, part);
+  }
+
+  /** Whether the slot's bytes on the disk are the part's: it may have been given to another one while a read waited. */
+  #holds(slot: number, object: ObjectIdentity, part: number): boolean {
+    return this.#find(object, part) === slot && this.#index?.isBusy(slot) === false;
   }
 
   #copyPending(slot: number, within: number, target: Buffer): boolean {
