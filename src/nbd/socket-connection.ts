@@ -19,7 +19,8 @@ import type { Connection, Receiver } from "./connection.ts";
 const BOOTSTRAP_BYTES = 4096;
 
 /**
- * After this many bytes without a pause, the other connections of the thread get their turn: libuv would go on reading
+ * After this many bytes of Node's receives without a pause (what follows on each of them comes on top, see MORE_RECEIVES),
+ * the other connections of the thread get their turn: libuv would go on reading
  * from one busy socket for 32 receives.
  */
 const TURN_BYTES = 128 * 1024;

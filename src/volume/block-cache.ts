@@ -72,7 +72,7 @@ export interface BlockCacheOptions {
   log: Log;
   /** Memory for parts on their way to the disk; default 16 MiB. */
   writeBufferBytes?: number;
-  /** Limit of the index's memory, and so of the cache: default 128 MiB, which is enough for 160 GiB. */
+  /** Limit of the index's memory, and so of the cache: default 128 MiB, which is enough for 157 GiB. */
   maxIndexBytes?: number;
 }
 

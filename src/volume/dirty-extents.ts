@@ -8,7 +8,8 @@
  * following blocks at RAW_FRAME_BYTES each; negative = zeroes, minus the position of the record that wrote them.
  * Positions grow with time, so "older than position p" can be told from the value alone.
  *
- * insert is O(log n) plus a move within one chunk; memory is about 28 bytes an extent at three quarters fill.
+ * insert is O(log n) plus a move within one chunk; memory is about 28 bytes an extent at three quarters fill,
+ * up to twice that after it has grown, until nothing is held any more.
  */
 import { assert } from "../base/assert.ts";
 import { RAW_FRAME_BYTES } from "./format/frame.ts";

@@ -3,7 +3,7 @@
  * is the one place that puts the parts of a volume together.
  *
  * Memory it may take, all volumes together: mapBudgetBytes + uploadBudgetBytes + readBudgetBytes + the index and write
- * buffers of the cache (at most 144 MiB) + about 0.8 MiB and 40 bytes a dirty extent per volume.
+ * buffers of the cache (at most 144 MiB) + about 0.8 MiB and 28 to 56 bytes a dirty extent per volume.
  */
 import type { Clock } from "../base/clock.ts";
 import type { Disk } from "../base/disk.ts";
