@@ -28,6 +28,7 @@ import type { StoreSettings } from "../store/open-store.ts";
 import { Engine } from "../volume/engine.ts";
 import { openBrokenVolume, openHostedVolume } from "./hosted-volumes.ts";
 import type { FlagValues } from "./flags.ts";
+import { inHugePages } from "./large-memory.ts";
 import { startLogging } from "./process.ts";
 import { Stores } from "./stores.ts";
 
@@ -78,6 +79,7 @@ const engine = await Engine.start({
   cacheSizeBytes: data.cacheSizeBytes,
   mapBudgetBytes: data.mapBudgetBytes,
   uploadBudgetBytes: data.uploadBudgetBytes,
+  allocateLarge: inHugePages(libc.preferHugePages, log),
   readBudgetBytes: data.readBudgetBytes,
   journalSizeBytes: data.journalSizeBytes,
   uploadIntervalMs: data.uploadIntervalMs,

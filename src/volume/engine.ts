@@ -51,6 +51,8 @@ export interface EngineOptions {
   mapBudgetBytes: number;
   /** Memory for segments on their way to S3 and, while they leave it, for blocks that are read often. */
   uploadBudgetBytes: number;
+  /** Makes the buffers of 32 MiB, with anything in them; default Buffer.allocUnsafeSlow. */
+  allocateLarge?: (bytes: number) => Buffer;
   /** Memory for what is on its way from S3. */
   readBudgetBytes: number;
   /** Disk space of one volume's journal. */
@@ -115,7 +117,7 @@ export class Engine {
     this.#options = options;
     this.#cache = cache;
     this.#mapBudget = new MapBudget(options.mapBudgetBytes);
-    this.#uploadBudget = new UploadBudget(options.uploadBudgetBytes, MAX_SEGMENT_BYTES);
+    this.#uploadBudget = new UploadBudget(options.uploadBudgetBytes, MAX_SEGMENT_BYTES, options.allocateLarge);
     this.#hot = new HotBlocks(this.#uploadBudget);
     this.#readBudget = new ReadBudget(options.readBudgetBytes);
   }

@@ -4,11 +4,10 @@
  *
  * Its memory is what uploads do not use at the moment (upload-budget.ts): regions come and go, and with one all blocks
  * in it. In every region a block has one place, so that as many blocks that meet in a place are kept as there are
- * regions. Who gets in has been offered before, and since then no more others than there is room for: a block that
- * comes back later would be gone by then, and the copy, into memory that is in no processor's cache, costs as much as
- * the read. Where all places are taken, one such offer of four displaces another block, and what was read since the last
- * look at it is spared once. Long reads are not offered, so that they flush nothing. Memory that an upload has taken is
- * not asked for again at once: filling it costs more than it gives before the next upload takes it.
+ * regions. An empty place takes the first block that is offered for it. Where all are taken, who gets in has been offered
+ * before, and since then no more others than there is room for: a block that comes back later would be gone by then. One
+ * such offer of four displaces another block, and what was read since the last look at it is spared once. Long reads are
+ * not offered, so that they flush nothing.
  *
  * Nothing here goes stale: a block is known by its place in an immutable object, never by its address on the disk.
  */
@@ -20,8 +19,6 @@ const MAX_REGIONS = 8;
 const OFFERS = 4;
 /** So many offers pass before memory is asked for again. */
 const BORROW_OFFERS = 64;
-/** After an upload has taken memory back, as many offers pass as would fill it so many times. */
-const REST_FILLS = 8;
 /** Frames begin at one of so many places of an object. */
 const UNITS = 2 ** 22;
 
@@ -80,18 +77,20 @@ export class HotBlocks implements Borrower {
     const bits = mixed(object, unit);
     const place = bits % this.#places;
     const first = place * this.#width;
-    if (!this.#isSeen(first, bits)) return;
-    this.#secondOffers += 1;
     let index = this.#empty(first);
-    if (index < 0 && this.#secondOffers % OFFERS === 0) index = this.#victim(first);
-    if (index < 0) return;
+    if (index < 0) {
+      if (!this.#isSeen(first, bits)) return;
+      this.#secondOffers += 1;
+      if (this.#secondOffers % OFFERS === 0) index = this.#victim(first);
+      if (index < 0) return;
+    }
     source.copy(this.#regions[index], place * BLOCK_BYTES, at, at + BLOCK_BYTES);
     this.#keys[first + index] = object * UNITS + unit;
     this.#reads[first + index] = 0;
   }
 
   giveBack(): Buffer | undefined {
-    this.#borrowFrom = this.#offers + this.#places * REST_FILLS;
+    this.#borrowFrom = this.#offers + BORROW_OFFERS;
     return this.#regions.pop();
   }
 

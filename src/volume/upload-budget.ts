@@ -20,14 +20,23 @@ export class UploadBudget {
   /** The size of a large buffer. */
   readonly largeBytes: number;
   readonly #limitBytes: number;
+  readonly #allocate: (bytes: number) => Buffer;
   readonly #kept: Buffer[] = [];
   #lentCount = 0;
   #borrower: Borrower | undefined;
   #usedBytes = 0;
   #waiters: (() => void)[] = [];
 
-  /** `largeBytes`: the largest segment; at least one fits whatever the limit says. */
-  constructor(limitBytes: number, largeBytes: number) {
+  /**
+   * `largeBytes`: the largest segment; at least one fits whatever the limit says. `allocate` makes the large buffers,
+   * with anything in them.
+   */
+  constructor(
+    limitBytes: number,
+    largeBytes: number,
+    allocate = (bytes: number): Buffer => Buffer.allocUnsafeSlow(bytes),
+  ) {
+    this.#allocate = allocate;
     this.#limitBytes = Math.max(limitBytes, largeBytes);
     this.largeBytes = largeBytes;
   }
@@ -76,8 +85,7 @@ export class UploadBudget {
    */
   borrow(borrower: Borrower): Buffer | undefined {
     this.#borrower = borrower;
-    const buffer =
-      this.#kept.pop() ?? (this.#fits(2 * this.largeBytes) ? Buffer.allocUnsafeSlow(this.largeBytes) : undefined);
+    const buffer = this.#kept.pop() ?? (this.#fits(2 * this.largeBytes) ? this.#allocate(this.largeBytes) : undefined);
     if (buffer !== undefined) this.#lentCount += 1;
     return buffer;
   }
@@ -94,7 +102,7 @@ export class UploadBudget {
       if (freed === undefined) break;
       if (size === this.largeBytes) return freed;
     }
-    return Buffer.allocUnsafeSlow(size);
+    return size === this.largeBytes ? this.#allocate(size) : Buffer.allocUnsafeSlow(size);
   }
 
   #reclaim(): Buffer | undefined {

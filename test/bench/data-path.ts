@@ -5,6 +5,9 @@
  * Random and sequential loads have a volume each, because what was written at random is read in pieces. Before a
  * write everything is uploaded, so that none pays for another; reads follow writes at once and find data in the
  * journal. "Cached" reads come when the journal is empty, from the cache's file alone.
+ *
+ * Random reads at depth 32 come twice: what a machine's kernel took of the files from its memory since the last round
+ * is read from the disk in the first row, and is back in the second one, which compares the servers.
  */
 import { join } from "node:path";
 import type { Extent, Load, LoadResult, Target } from "./fio.ts";
@@ -44,6 +47,7 @@ export async function measureDataPath(directory: string, pace: Pace): Promise<Ro
     const rows = [
       ...(await compare(targets.random, [
         { load: random("randwrite", 32), extent: timed, goal: atLeastEqual },
+        { load: behindWrites(random("randread", 32)), extent: timed },
         { load: random("randread", 32), extent: timed, goal: atLeastEqual },
         { load: random("randwrite", 1), extent: timed },
         { load: random("randread", 1), extent: timed },
@@ -104,6 +108,11 @@ function sequential(pattern: "read" | "write", blockBytes: number, depth: number
   return { name: `sequential ${size} ${pattern}, depth ${depth}`, pattern, blockBytes, depth };
 }
 
+/** Without a goal: how much of its file either side still has in memory depends on what else happened on the machine. */
+function behindWrites(load: Load): Load {
+  return { ...load, name: `${load.name}, right behind writes` };
+}
+
 function cached(load: Load): Load {
   return { ...load, name: `cached: ${load.name}` };
 }
@@ -116,8 +125,8 @@ interface Contest {
 }
 
 /**
- * Every case in every round on both servers, who begins changing from round to round. The first round does not count: in
- * it code is compiled and files get their memory, on either side.
+ * Every case in every round on both servers, who begins changing from round to round, each in a random order of its own.
+ * The first round does not count: in it code is compiled and files get their memory, on either side.
  */
 async function measureInTurn(cases: readonly Case[], { server, ours, peer, pace }: Contest): Promise<Row[]> {
   const results = cases.map(() => [side(), side()] as const);
@@ -125,7 +134,8 @@ async function measureInTurn(cases: readonly Case[], { server, ours, peer, pace 
     for (const [index, { load, extent }] of cases.entries()) {
       for (const turn of round % 2 === 0 ? [0, 1] : [1, 0]) {
         if (turn === 0 && load.pattern.endsWith("write")) await server.drain(ours);
-        const result = await runFio(load, turn === 0 ? ours : peer, extent, round + 1);
+        const seed = round * cases.length + index + 1;
+        const result = await runFio(load, turn === 0 ? ours : peer, extent, seed);
         if (round > 0) add(results[index][turn], result);
       }
     }

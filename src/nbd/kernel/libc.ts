@@ -53,6 +53,8 @@ export interface Libc {
    * threads. False where the C library has no such switch.
    */
   readonly mapLargePieces: (bytes: number) => boolean;
+  /** Asks for huge pages behind the whole pages of `memory` (MADV_HUGEPAGE). "EINVAL" where this kernel has none. */
+  readonly preferHugePages: (memory: Uint8Array) => void;
   /** The name of an errno: 2 → "ENOENT". */
   readonly errorName: (errno: number) => string;
   /**
@@ -85,6 +87,9 @@ const PR_SET_IO_FLUSHER = 57;
 const PR_GET_IO_FLUSHER = 58;
 const SOCKADDR_NL_SIZE = 12;
 const RWF_NOWAIT = 8;
+const MADV_HUGEPAGE = 14;
+/** The smallest pages there are; where they are larger, madvise wants larger pieces and says so by "EINVAL". */
+const PAGE_BYTES = 4096;
 /** glibc's malloc.h. */
 const M_MMAP_THRESHOLD = -3;
 
@@ -182,6 +187,7 @@ function bind(koffi: Koffi): Libc {
       const mallopt = binder.optional("int mallopt(int parameter, int value)");
       return mallopt !== undefined && mallopt(M_MMAP_THRESHOLD, bytes) === 1;
     },
+    preferHugePages: bindAdvice(binder),
     ...bindNetlink(binder),
     ioctl: (fd, request, argument) => ioctl(fd, request, argument),
     makeBlockNode: (path, major, minor) => {
@@ -238,6 +244,16 @@ function bindSockets(
         if (!(error instanceof SystemCallError) || error.code !== "ENOTCONN") throw error;
       }
     },
+  };
+}
+
+function bindAdvice(binder: Binder): Libc["preferHugePages"] {
+  const madvise = binder.call("madvise", "int madvise(uint64 address, size_t length, int advice)");
+  return (memory) => {
+    const start = Number(binder.address(memory.buffer)) + memory.byteOffset;
+    const first = Math.ceil(start / PAGE_BYTES) * PAGE_BYTES;
+    const end = Math.floor((start + memory.length) / PAGE_BYTES) * PAGE_BYTES;
+    if (end > first) madvise(first, end - first, MADV_HUGEPAGE);
   };
 }
 
