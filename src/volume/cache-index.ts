@@ -5,10 +5,10 @@
  * compares and a read notes stands side by side: random reads find neither in a processor's cache, and each line that
  * has to be fetched costs them 0.05 to 0.1 µs.
  *
- * Eviction is S3-FIFO (Yang et al., SOSP 2023): new parts enter a small queue (a tenth), parts used there go on to the
- * main queue, parts not used leave a fingerprint and enter the main queue when they come back soon. What counts as
- * use is a second read of the same 4 KiB of a part: a sequential reader touches a part sixteen times, and would
- * otherwise look like sixteen users and flush everything else.
+ * Eviction is S3-FIFO (Yang et al., SOSP 2023): new parts enter a small queue, parts used there go on to the main queue,
+ * parts not used leave a fingerprint and enter the main queue when they come back soon. What counts as use is a second
+ * read of the same 4 KiB of a part: a sequential reader touches a part sixteen times, and would otherwise look like
+ * sixteen users and flush everything else.
  *
  * The index never says that a slot's bytes are right: their reader knows by checksums of his own.
  */
@@ -44,6 +44,12 @@ export interface CacheRow {
   uses: number;
 }
 
+/**
+ * Of the slots, what the small queue may keep: half, not the tenth of caches of which nothing is overwritten. Parts of
+ * which all blocks were written anew are never read again, and would fill nine tenths while what was just written goes
+ * (decision 0116).
+ */
+const SMALL_SHARE = 0.5;
 const USES = 3;
 const IN_MAIN = 4;
 const LIVE = 8;
@@ -105,7 +111,7 @@ export class CacheIndex {
     assert(slotCount > 0 && slotCount < NO_SLOT, "a cache index has slots");
     this.slotCount = slotCount;
     this.#freshLimit = slotCount;
-    this.#smallTarget = Math.max(1, Math.floor(slotCount / 10));
+    this.#smallTarget = Math.max(1, Math.floor(slotCount * SMALL_SHARE));
     this.#words = new Uint32Array(slotCount * WORDS);
     this.#halves = new Uint16Array(this.#words.buffer);
     this.#bytes = new Uint8Array(this.#words.buffer);

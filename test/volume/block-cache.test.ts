@@ -343,6 +343,22 @@ test("a scan of twice the cache leaves the parts in use", async () => {
   }
 });
 
+test("half of the cache is for what came last, however much was in use before", async () => {
+  const cache = await openCache(new MemoryDisk());
+  const slots = (8 * MIB) / PART_BYTES;
+  const [old, fresh] = [segment(1), segment(2)];
+  for (let part = 0; part < slots; part += 1) await put(cache, old, part);
+  await cache.settled();
+  for (let use = 0; use < 5; use += 1) for (let part = 0; part < slots; part += 1) verify(cache, old, part, 0, 4096);
+  for (let part = 0; part < slots * 0.75; part += 1) await put(cache, fresh, part);
+  await cache.settled();
+  const count = (object: ObjectIdentity): number =>
+    Array.from({ length: slots }, (_, part) => Number(cache.has(object, part))).reduce((sum, one) => sum + one, 0);
+  assert.ok(Math.abs(count(fresh) - slots / 2) <= 1, `${count(fresh)} new parts`);
+  assert.equal(count(old) + count(fresh), slots);
+  assert.ok(verify(cache, fresh, slots * 0.75 - 1));
+});
+
 test("a part that comes back soon after its eviction is kept longer", async () => {
   const cache = await openCache(new MemoryDisk(), { capacityBytes: 4 * MIB });
   await put(cache, segment(1), 0);
